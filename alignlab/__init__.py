@@ -1,0 +1,32 @@
+"""alignlab: which vision-language alignment objective helps, on the same backbone, data, budget and evaluation."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from alignlab.backbones import Backbone as Backbone
+    from alignlab.batch import Batch as Batch
+    from alignlab.batch import Example as Example
+    from alignlab.errors import InputError as InputError
+    from alignlab.experiment.run import load as load
+    from alignlab.objectives import Loss as Loss
+    from alignlab.objectives import Objective as Objective
+
+_HOMES = {
+    "Backbone": "alignlab.backbones",
+    "Batch": "alignlab.batch",
+    "Example": "alignlab.batch",
+    "InputError": "alignlab.errors",
+    "Loss": "alignlab.objectives",
+    "Objective": "alignlab.objectives",
+    "load": "alignlab.experiment.run",
+}
+
+__all__ = ["Backbone", "Batch", "Example", "InputError", "Loss", "Objective", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported on first use: torch alone takes seconds, and `alignlab --help` needs none of it.
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'alignlab' has no attribute {name!r}")

@@ -1,0 +1,34 @@
+"""Full: train all weights of the named parts, freeze the others."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from alignlab.backbones import PARTS, Backbone
+from alignlab.backbones.backbone import Part
+from alignlab.errors import InputError
+
+
+class Adapter(ABC):
+    """Which of a backbone's weights train; an axis of its own, crossing with every objective."""
+
+    @abstractmethod
+    def apply(self, backbone: Backbone) -> None:
+        """Change the backbone in place, before the optimizer is made."""
+
+
+class Full(Adapter):
+    """Train all weights of the named parts and freeze the others.
+
+    Args:
+        parts: Any of vision_tower, projector, language_model.
+    """
+
+    def __init__(self, *, parts: Sequence[Part] = PARTS) -> None:
+        if not parts or (unknown := set(parts) - set(PARTS)):
+            came = ", ".join(sorted(unknown)) if parts else "none"
+            raise InputError(f"Full needs one or more of {', '.join(PARTS)}, got {came}")
+        self.parts = tuple(parts)
+
+    def apply(self, backbone: Backbone) -> None:
+        for parameter, part in backbone.part_of():
+            parameter.requires_grad_(part in self.parts)

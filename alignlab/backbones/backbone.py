@@ -1,0 +1,197 @@
+"""Backbone: one interface over the vision-language models of transformers."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from inspect import signature
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+from alignlab.backbones.encoding import Encoder, image_token_id
+from alignlab.backbones.locations import locate
+from alignlab.batch import Tokens
+from alignlab.errors import InputError
+
+PARTS = ("vision_tower", "projector", "language_model")
+Part = Literal["vision_tower", "projector", "language_model"]
+Dtype = Literal["float32", "bfloat16", "float16", "float64"]
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a forward pass gives.
+
+    Args:
+        logits: (B, T, V), or (M, V) at the M positions asked for.
+        hidden: (B, T, D), the decoder's last states, after its final norm.
+    """
+
+    logits: Tensor
+    hidden: Tensor
+
+
+class Backbone(nn.Module):
+    """A vision-language model: vision tower, projector and language model, with its processor.
+
+    Any directory that ``AutoModelForImageTextToText`` and ``AutoProcessor`` load; parts, placeholders and
+    capabilities are read off the model, not off its name.
+
+    Args:
+        path: Name of a packaged checkpoint, a directory, or a hub name.
+        fresh: Parts to start from random weights, drawn from torch's global generator.
+        take: Parts to take from other backbones of the same shape, part -> path.
+        dtype: The parameters' type.
+        attention: The attention implementation of transformers.
+        max_length: Longest sequence in tokens; None: no limit.
+
+    Raises:
+        InputError: The directory is missing or holds no such model, or a part does not fit.
+    """
+
+    def __init__(
+        self,
+        path: str = "scenes-parts",
+        *,
+        fresh: Sequence[Part] = (),
+        take: Mapping[Part, str] | None = None,
+        dtype: Dtype = "float32",
+        attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa",
+        max_length: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.path = path
+        settings = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
+        self.model = _load(path, settings) if set(fresh) != set(PARTS) else _random(path, settings)
+        if fresh and set(fresh) != set(PARTS):
+            self._transplant(_random(path, settings), fresh, "fresh")
+        for part, donor in (take or {}).items():
+            self._transplant(_load(donor, settings), (part,), f"take from {donor}")
+        processor = AutoProcessor.from_pretrained(locate(path))
+        self.encoder = Encoder(processor, image_token_id(self.model.config), max_length=max_length)
+        self.train()  # transformers loads models in evaluation mode
+        self._shares_features = "mm_encoder_outputs" in signature(self.model.forward).parameters
+
+    @cached_property
+    def parts(self) -> dict[str, nn.ModuleList]:
+        """The modules of each part; the projector is what stands between the vision tower and the decoder."""
+        return _parts(self.model)
+
+    def part_of(self) -> Iterator[tuple[nn.Parameter, str]]:
+        """Every parameter with the name of its part, each once."""
+        seen = set()
+        for name, modules in self.parts.items():
+            for parameter in modules.parameters():
+                if id(parameter) not in seen:
+                    seen.add(id(parameter))
+                    yield parameter, name
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def forward(self, tokens: Tokens, *, logits_at: Tensor | None = None, features: Any = None) -> Output:
+        """Run the model once.
+
+        Args:
+            tokens: B sequences.
+            logits_at: (B, T) bool; the LM head runs on these M positions only. None: everywhere.
+            features: Result of ``features``, so that several passes encode the pictures once.
+        """
+        hidden = self.hidden(tokens, features=features)
+        states = hidden if logits_at is None else hidden[logits_at]
+        return Output(logits=self._head(states), hidden=hidden)
+
+    def hidden(self, tokens: Tokens, *, features: Any = None) -> Tensor:
+        """The decoder's last states (B, T, D), after its final norm, without the LM head."""
+        vision = dict(tokens.vision)
+        if features is not None:
+            vision = {key: value for key, value in vision.items() if key not in self._image_arguments}
+            vision["mm_encoder_outputs"] = {"image": features}
+        # The mask is always passed: without one, transformers reads gapped positions as packed sequences.
+        output = self.model.base_model(
+            input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, use_cache=False, **vision
+        )
+        return output.last_hidden_state
+
+    def features(self, tokens: Tokens) -> Any:
+        """Encode the pictures alone, in the model's own form; None where there are none or the family cannot share."""
+        if not self._shares_features or not tokens.num_images.any():
+            return None
+        pictures = {key: value for key, value in tokens.vision.items() if key in self._image_arguments}
+        return self.model.get_image_features(**pictures, return_dict=True)
+
+    def embed(self, tokens: Tokens) -> Tensor:
+        """State of every sequence's last real token, (B, D), not normalised; padding may stand on either side."""
+        length = tokens.attention_mask.shape[1]
+        last = length - 1 - tokens.attention_mask.flip(1).argmax(1)
+        return self.hidden(tokens)[torch.arange(len(tokens), device=last.device), last]
+
+    @torch.no_grad()
+    def generate(self, tokens: Tokens, *, max_new_tokens: int) -> list[str]:
+        """Greedy answers to prompts padded on the left (``encoder.prompts``), special tokens stripped."""
+        ids = self.model.generate(
+            input_ids=tokens.input_ids,
+            attention_mask=tokens.attention_mask,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=self.encoder.pad_id,
+            **tokens.vision,
+        )
+        return self.encoder.decode(ids[:, tokens.input_ids.shape[1] :])
+
+    def save(self, folder: Path | str, *, dtype: Dtype | None = None) -> None:
+        """Write a directory that plain transformers loads (safetensors), in ``dtype`` if given."""
+        weights = self.model.state_dict()
+        if dtype is not None:
+            weights = {key: value.to(getattr(torch, dtype)) for key, value in weights.items()}
+        self.model.save_pretrained(folder, state_dict=weights)
+        self.encoder.processor.save_pretrained(folder)
+
+    @cached_property
+    def _image_arguments(self) -> frozenset[str]:
+        return frozenset(signature(self.model.get_image_features).parameters) - {"kwargs"}
+
+    def _head(self, states: Tensor) -> Tensor:
+        logits = self.model.get_output_embeddings()(states)
+        cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def _transplant(self, donor: Any, parts: Sequence[Part], who: str) -> None:
+        for part in parts:
+            try:
+                self.parts[part].load_state_dict(_parts(donor)[part].state_dict())
+            except RuntimeError as error:
+                raise InputError(f"backbone: {who}: the {part} does not fit {self.path}: {error}") from None
+
+
+def _load(path: str, settings: dict[str, Any]) -> Any:
+    folder = locate(path)
+    try:
+        return AutoModelForImageTextToText.from_pretrained(folder, use_safetensors=True, **settings)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"backbone.path: {path} is not a vision-language model: {str(error).splitlines()[0]}"
+        ) from None
+    except Exception as error:
+        if type(error).__name__ == "SafetensorError":
+            raise InputError(f"backbone.path: the weights in {path} cannot be read: {error}") from None
+        raise
+
+
+def _random(path: str, settings: dict[str, Any]) -> Any:
+    config = AutoConfig.from_pretrained(locate(path))
+    return AutoModelForImageTextToText.from_config(config, **settings)
+
+
+def _parts(model: Any) -> dict[str, nn.ModuleList]:
+    vision_tower, decoder = model.get_encoder(modality="image"), model.get_decoder()
+    between = [module for module in model.base_model.children() if module is not vision_tower and module is not decoder]
+    return {
+        "vision_tower": nn.ModuleList([vision_tower]),
+        "projector": nn.ModuleList(between),
+        "language_model": nn.ModuleList([decoder, model.get_output_embeddings()]),
+    }

@@ -1,0 +1,259 @@
+"""Encoder: the processor side of a backbone, from Examples to token sequences; it runs in the loader's workers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alignlab.backbones.locations import locate
+from alignlab.backbones.pictures import open_image
+from alignlab.batch import IGNORE, Batch, Content, Example, Part, Tokens, Turn
+from alignlab.errors import InputError
+
+Segment = tuple[str, bool]
+"""A stretch of rendered text and whether it is trained on."""
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One sample before tokenization: rendered text in stretches, and its pictures in order."""
+
+    id: str
+    segments: list[Segment]
+    images: list[Part]
+
+
+class Encoder:
+    """Turns conversations and contents into ``Tokens`` with a Hugging Face processor and its chat template.
+
+    A conversation is tokenized in stretches (prompt, answer, prompt, ...), so that an answer's tokens follow exactly
+    the prompt's tokens that generation will see, whatever the tokenizer merges. Answers are trained on, with the
+    template's closing token.
+
+    Args:
+        processor: Any processor with a tokenizer, an image processor and a chat template.
+        image_token_id: The placeholder's id.
+        max_length: Longest sequence in tokens; longer ones lose their end. None: no limit.
+        padding_side: Where training sequences are padded; prompts for generation are always padded on the left.
+    """
+
+    def __init__(
+        self,
+        processor: Any,
+        image_token_id: int,
+        *,
+        max_length: int | None = None,
+        padding_side: Literal["left", "right"] = "right",
+    ) -> None:
+        if processor.tokenizer.chat_template is None and processor.chat_template is None:
+            raise InputError("the backbone's processor has no chat template; add chat_template.jinja to its directory")
+        self.processor, self.tokenizer = processor, processor.tokenizer
+        self.image_token_id = image_token_id
+        self.max_length, self.padding_side = max_length, padding_side
+        self.pad_id = (
+            self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
+        )
+        # Some templates write the beginning-of-sequence token themselves, others leave it to the tokenizer.
+        self.first_token = (
+            self.tokenizer.bos_token if self.tokenizer("a").input_ids[0] == self.tokenizer.bos_token_id else ""
+        )
+
+    @classmethod
+    def load(cls, path: str, *, max_length: int | None = None) -> Self:
+        """Load the processor alone; reads no weights."""
+        from transformers import AutoConfig, AutoProcessor
+
+        folder = locate(path)
+        config = AutoConfig.from_pretrained(folder)
+        return cls(AutoProcessor.from_pretrained(folder), image_token_id(config), max_length=max_length)
+
+    def batch(self, examples: Sequence[Example], sequences: Sequence[str]) -> Batch:
+        """Encode the named sequences of every example.
+
+        Raises:
+            InputError: An example lacks one, ``max_length`` would cut a picture or leave nothing to train on.
+        """
+        parts: dict[str, Any] = {}
+        for name in sequences:
+            match name:
+                case "conversation":
+                    parts[name] = self.conversations([(e.id, e.conversation) for e in examples])
+                case "rejected":
+                    parts[name] = self.conversations(
+                        [(e.id, (*e.conversation[:-1], Turn("assistant", e.rejected))) for e in examples]
+                    )
+                case "query":
+                    parts[name] = self.contents([e.query for e in examples])
+                case "target":
+                    parts[name] = self.contents([e.target for e in examples])
+                case "negatives":
+                    parts[name] = self.contents([negative for e in examples for negative in e.negatives])
+                    parts["num_negatives"] = torch.tensor([len(e.negatives) for e in examples])
+                case _:
+                    raise InputError(
+                        f"a Batch has no sequence {name!r}; it has conversation, query, target, rejected, negatives"
+                    )
+        return Batch(ids=tuple(e.id for e in examples), **parts)
+
+    def conversations(self, conversations: Sequence[tuple[str, tuple[Turn, ...]]]) -> Tokens:
+        """Encode whole conversations, each with its id, labels on the assistant's turns."""
+        rows = [_Row(id, self._segments(id, turns), _images(turns)) for id, turns in conversations]
+        tokens = self._tokens(rows, self.padding_side)
+        untrained = (tokens.labels[:, 1:] == IGNORE).all(-1).nonzero().flatten().tolist()
+        if untrained:
+            raise InputError(
+                f"example {rows[untrained[0]].id!r} has no token left to train on: "
+                + (
+                    f"max_length = {self.max_length} ends before its answer"
+                    if self.max_length
+                    else "its answers are empty"
+                )
+            )
+        return tokens
+
+    def prompts(self, conversations: Sequence[tuple[Turn, ...]]) -> Tokens:
+        """Encode conversations up to where the assistant begins to answer, padded on the left."""
+        rows = [_Row("prompt", [(self._render(turns, answer=True), False)], _images(turns)) for turns in conversations]
+        return self._tokens(rows, "left")
+
+    def contents(self, contents: Sequence[Content]) -> Tokens:
+        """Encode each content as one user turn that asks for an answer; its last token is where embeddings are read."""
+        turns = [(Turn("user", content),) for content in contents]
+        rows = [_Row("content", [(self._render(turn, answer=True), False)], _images(turn)) for turn in turns]
+        return self._tokens(rows, self.padding_side)
+
+    def decode(self, ids: Tensor) -> list[str]:
+        """Text of generated ids (B, L), special tokens stripped."""
+        return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+    def _render(self, turns: Sequence[Turn], *, answer: bool) -> str:
+        messages = [
+            {
+                "role": turn.role,
+                "content": [
+                    {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
+                    for part in turn.content
+                ],
+            }
+            for turn in turns
+        ]
+        return self.processor.apply_chat_template(messages, add_generation_prompt=answer, tokenize=False)
+
+    def _segments(self, id: str, turns: tuple[Turn, ...]) -> list[Segment]:
+        segments: list[Segment] = []
+        done = ""
+        for index, turn in enumerate(turns):
+            if turn.role != "assistant":
+                continue
+            prompt, upto = self._render(turns[:index], answer=True), self._render(turns[: index + 1], answer=False)
+            if not (upto.startswith(prompt) and prompt.startswith(done)):
+                raise InputError(
+                    f"example {id!r}: the chat template changes earlier turns when later ones are added, so it cannot be "
+                    "known which tokens are the answer's; use a template that only appends"
+                )
+            segments += [(prompt[len(done) :], False), (upto[len(prompt) :], True)]
+            done = upto
+        if not segments:
+            raise InputError(f"example {id!r}: its conversation has no assistant turn, so there is nothing to train on")
+        return segments
+
+    def _tokens(self, rows: list[_Row], side: Literal["left", "right"]) -> Tokens:
+        encoded = self.processor(
+            text=self._texts(rows),
+            images=[open_image(part) for row in rows for part in row.images] or None,
+            add_special_tokens=False,
+            padding=False,
+            truncation=False,
+        )
+        pieces = encoded["input_ids"]
+        owners = [index for index, row in enumerate(rows) for _ in row.segments]
+        trained = [train for row in rows for _, train in row.segments]
+        labels = [piece if train else [IGNORE] * len(piece) for piece, train in zip(pieces, trained, strict=True)]
+        ids = _join(pieces, owners)
+        for row, sequence in zip(rows, ids, strict=True):
+            self._check_cut(row, sequence)
+        padded = partial(self._pad, side=side)
+        input_ids = padded(ids, self.pad_id)
+        vision: dict[str, Any] = {}
+        for key, value in encoded.items():
+            if key in ("input_ids", "attention_mask"):
+                continue
+            vision[key] = padded(_join(value, owners), 0) if _aligned(value, pieces) else _tensor(value)
+        return Tokens(
+            input_ids=input_ids,
+            attention_mask=padded([[1] * len(sequence) for sequence in ids], 0),
+            labels=padded(_join(labels, owners), IGNORE),
+            image_mask=input_ids == self.image_token_id,
+            vision=vision,
+            num_images=torch.tensor([len(row.images) for row in rows]),
+        )
+
+    def _texts(self, rows: list[_Row]) -> list[str]:
+        """The segments of all rows, one after the other, as the processor takes them."""
+        texts = []
+        for row in rows:
+            shown = sum(text.count(self.processor.image_token) for text, _ in row.segments)
+            if shown != len(row.images):
+                raise InputError(
+                    f"example {row.id!r} has {len(row.images)} picture(s), but its rendered text has {shown} "
+                    f"{self.processor.image_token!r}; text of a record must not contain the placeholder itself"
+                )
+            for number, (text, _) in enumerate(row.segments):
+                bare = number == 0 and self.first_token and not text.startswith(self.first_token)
+                texts.append(self.first_token + text if bare else text)
+        return texts
+
+    def _check_cut(self, row: _Row, ids: list[int]) -> None:
+        if self.max_length is not None and self.image_token_id in ids[self.max_length :]:
+            length = max(index for index, token in enumerate(ids) if token == self.image_token_id) + 1
+            raise InputError(
+                f"max_length = {self.max_length} would cut the image tokens of example {row.id!r}, which reach to "
+                f"{length}; set backbone.max_length to more than {length}, or null"
+            )
+
+    def _pad(self, rows: list[list[int]], value: int, *, side: Literal["left", "right"]) -> Tensor:
+        rows = [row[: self.max_length] for row in rows]
+        width = max((len(row) for row in rows), default=0)
+        pads = [[value] * (width - len(row)) for row in rows]
+        padded = [pad + row if side == "left" else row + pad for row, pad in zip(rows, pads, strict=True)]
+        return torch.tensor(padded, dtype=torch.long).reshape(len(rows), width)
+
+
+def image_token_id(config: Any) -> int:
+    """The id of the image placeholder, which configs of different families name differently."""
+    for name in ("image_token_id", "image_token_index"):
+        if getattr(config, name, None) is not None:
+            return getattr(config, name)
+    raise InputError(
+        f"{type(config).__name__} names no image token, so this is not a vision-language model alignlab can read"
+    )
+
+
+def _images(turns: Sequence[Turn]) -> list[Part]:
+    return [part for turn in turns for part in turn.content if not isinstance(part, str)]
+
+
+def _aligned(value: Any, ids: list[list[int]]) -> bool:
+    """Whether a processor's output has one entry a token."""
+    if not isinstance(value, list) or len(value) != len(ids):
+        return False
+    return all(isinstance(row, list) and len(row) == len(piece) for row, piece in zip(value, ids, strict=True))
+
+
+def _join(pieces: list[list[int]], owners: list[int]) -> list[list[int]]:
+    rows: list[list[int]] = [[] for _ in range(owners[-1] + 1)] if owners else []
+    for owner, piece in zip(owners, pieces, strict=True):
+        rows[owner] += piece
+    return rows
+
+
+def _tensor(value: Any) -> Any:
+    """A processor's output as a tensor; what is ragged stays as it came."""
+    try:
+        return torch.as_tensor(np.stack(value) if isinstance(value, list) else value)
+    except (ValueError, TypeError):
+        return value

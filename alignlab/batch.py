@@ -1,0 +1,159 @@
+"""Example and Batch: the two types that flow through everything.
+
+Shape legend of the whole package: B samples, T tokens, N visual tokens, D width, V vocabulary, K candidates or codes,
+L generated length, H W pixels.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+IGNORE = -100
+"""The label of a token that is not trained on."""
+
+Part = str | Image.Image | Path
+"""One part of a content: a text, a picture, or the file of a picture (decoded when it is encoded)."""
+
+Content = tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: Content
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about the example's picture, with its only right answer."""
+
+    text: str
+    answer: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class Example:
+    """One raw record, before any tokenizer. A field that a data set does not have stays empty.
+
+    Args:
+        id: Unique within the split; random noise and cached results are keyed by it.
+        conversation: Turns in order; assistant turns are what likelihood trains on.
+        query: The side that searches, e.g. a picture and an instruction.
+        target: The side to be found.
+        negatives: Contents close to ``target`` that are wrong for ``query``.
+        captions: Right captions of the picture, the canonical one first.
+        questions: Questions about the picture.
+        rejected: An answer worse than the conversation's last one.
+        source: The data set the record comes from.
+        truth: What the data set knows beyond the record (the lab's scene, say); never seen by a model.
+    """
+
+    id: str
+    conversation: tuple[Turn, ...] = ()
+    query: Content = ()
+    target: Content = ()
+    negatives: tuple[Content, ...] = ()
+    captions: tuple[str, ...] = ()
+    questions: tuple[Question, ...] = ()
+    rejected: Content = ()
+    source: str = ""
+    truth: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def answering(cls, id: str, image: Part, prompt: str, answer: str, **fields: Any) -> Self:
+        """One picture, one prompt, one answer."""
+        turns = (Turn("user", (image, prompt)), Turn("assistant", (answer,)))
+        return cls(id, conversation=turns, **fields)
+
+    @property
+    def images(self) -> tuple[Part, ...]:
+        """The pictures of the conversation, or where it has none, those of the query."""
+        shown = tuple(part for turn in self.conversation for part in turn.content if not isinstance(part, str))
+        return shown or tuple(part for part in self.query if not isinstance(part, str))
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One token sequence a sample, as a backbone reads it.
+
+    Args:
+        input_ids: (B, T) long, image placeholders in place.
+        attention_mask: (B, T) long, 1 at real tokens; padding may stand on either side.
+        labels: (B, T) long, unshifted; -100 where not trained on.
+        image_mask: (B, T) bool, True at image placeholders.
+        vision: What the processor returned beside the ids, unknown keys included, exactly as it came.
+        num_images: (B,) long; lets a batch be split where the processor flattens the pictures of all samples.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+    image_mask: Tensor
+    vision: Mapping[str, Any]
+    num_images: Tensor
+
+    def __len__(self) -> int:
+        return self.input_ids.shape[0]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        return _map_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        return _map_tensors(self, Tensor.pin_memory)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B encoded examples: the token sequences that the objective named in ``requires``; the others are None.
+
+    Args:
+        ids: B example ids.
+        conversation: The whole conversation, labels on the assistant's turns.
+        query: The query side alone.
+        target: The target side alone.
+        rejected: The conversation with its last answer replaced by the rejected one.
+        negatives: All negatives of all samples, one after the other.
+        num_negatives: (B,) long, how many rows of ``negatives`` belong to each sample.
+    """
+
+    ids: tuple[str, ...]
+    conversation: Tokens | None = None
+    query: Tokens | None = None
+    target: Tokens | None = None
+    rejected: Tokens | None = None
+    negatives: Tokens | None = None
+    num_negatives: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __iter__(self) -> Iterator[Tokens]:
+        """The sequences that are present."""
+        sequences = (self.conversation, self.query, self.target, self.rejected, self.negatives)
+        return (tokens for tokens in sequences if tokens is not None)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        return _map_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        return _map_tensors(self, Tensor.pin_memory)
+
+
+def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        return {key: _map_tensors(item, function) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_map_tensors(item, function) for item in value)
+    if isinstance(value, Tokens | Batch):
+        return replace(value, **{name: _map_tensors(item, function) for name, item in vars(value).items()})
+    return value

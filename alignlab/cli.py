@@ -1,0 +1,192 @@
+"""cli: the command line; heavy libraries are imported by the command that needs them."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from alignlab.errors import InputError
+
+EPILOG = """\
+Every setting of a config file can be given as an option as well:
+  alignlab fit --config experiments/mle.yaml --trainer.max_steps 300 --objective.scale 20
+`alignlab objectives` lists the objectives with their settings; --print_config shows all settings of a run."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with one-line errors and no abbreviations."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 1 (something failed), 2 (bad input), 130 (interrupted)."""
+    try:
+        arguments, rest = _parse(list(sys.argv[1:] if argv is None else argv))
+        return arguments.command(arguments, rest)
+    except InputError as error:
+        # A loader's worker sends its whole traceback as the message; the last line on is ours.
+        message = str(error).rpartition("InputError: ")[2].strip()
+        print(f"alignlab: error: {message}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("alignlab: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    parser = _Parser(
+        prog="alignlab",
+        description="Which vision-language alignment objective helps, on the same backbone, data, budget and evaluation.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=EPILOG,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)
+
+    def command(parent, name: str, function: Callable, help: str) -> argparse.ArgumentParser:
+        sub = parent.add_parser(
+            name, help=help, description=help, allow_abbrev=False, epilog=EPILOG, formatter_class=parser.formatter_class
+        )
+        sub.set_defaults(command=function)
+        return sub
+
+    fit = command(commands, "fit", _fit, "train one objective and evaluate the backbone it gives")
+    fit.add_argument("--config", type=Path, metavar="FILE", help="an experiment's YAML; give options for what differs")
+    fit.add_argument("--output", type=Path, metavar="DIR", help="run directory (default: runs/NAME-HASH)")
+    fit.add_argument(
+        "--print_config", action="store_true", help="print the full config and exit; the output runs again"
+    )
+    evaluate = command(commands, "evaluate", _evaluate, "evaluate a finished run again")
+    evaluate.add_argument("run", type=Path, metavar="RUN_DIR")
+    inspect = command(commands, "inspect", _inspect, "write a page with examples as the model will see them")
+    inspect.add_argument("config", type=Path, metavar="CONFIG", help="an experiment's YAML")
+    inspect.add_argument("--output", type=Path, metavar="FILE", help="the page (default: runs/inspect/NAME.html)")
+    command(commands, "objectives", _objectives, "list the objectives, what they require and their settings")
+    study = commands.add_parser(
+        "study", help="compare objectives: run a study, or write its report again", allow_abbrev=False
+    )
+    study_commands = study.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
+    start = command(study_commands, "run", _study_run, "run every cell of a study that is not finished, then report")
+    start.add_argument("study", type=Path, metavar="STUDY", help="the study's YAML")
+    start.add_argument("--output", type=Path, metavar="DIR", help="study directory (default: runs/NAME)")
+    start.add_argument("--jobs", type=int, metavar="N", help="cells at a time")
+    start.add_argument("--dry-run", action="store_true", help="validate and print the cells, run nothing")
+    report = command(study_commands, "report", _study_report, "write the report of a study directory again")
+    report.add_argument("study", type=Path, metavar="STUDY_DIR")
+
+    _refuse_options_before_command(argv, tuple(commands.choices))
+    arguments, rest = parser.parse_known_args(argv)
+    if arguments.version:
+        arguments.command = _version
+    elif not hasattr(arguments, "command"):
+        parser.print_help()
+        arguments.command = lambda arguments, rest: 0
+    if rest and arguments.command not in (_fit, _study_run, _inspect):
+        raise InputError(f"unrecognised: {' '.join(rest)}")
+    return arguments, rest
+
+
+def _refuse_options_before_command(argv: list[str], commands: tuple[str, ...]) -> None:
+    first = next((argument for argument in argv if argument in commands), None)
+    before = argv[: argv.index(first)] if first else argv
+    options = [argument for argument in before if argument.startswith("--") and argument not in ("--help", "--version")]
+    if options:
+        where = f"alignlab {first} {options[0]} ..." if first else f"alignlab COMMAND {options[0]} ..."
+        raise InputError(f"{options[0]} must come after the command: {where} (commands: {', '.join(commands)})")
+
+
+def overrides_from(rest: Sequence[str]) -> list[str]:
+    """Turn ``--a.b value`` and ``--a.b=value`` into ``a.b=value``."""
+    overrides: list[str] = []
+    items = iter(rest)
+    for item in items:
+        if not item.startswith("--"):
+            raise InputError(f"unexpected {item!r}: settings are given as --key value, e.g. --trainer.max_steps 300")
+        key, given, value = item.removeprefix("--").partition("=")
+        if not given:
+            value = next(items, None)
+            if value is None or (value.startswith("--") and len(value) > 2):
+                raise InputError(f"--{key} needs a value")
+        overrides.append(f"{key}={value}")
+    return overrides
+
+
+def _version(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from importlib.metadata import version
+
+    print(f"alignlab {version('alignlab')}")
+    return 0
+
+
+def _fit(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from alignlab.experiment.config import digest, dump, resolve_file
+
+    config = resolve_file(arguments.config, overrides_from(rest))
+    if arguments.print_config:
+        print(dump(config), end="")
+        return 0
+    from alignlab.experiment.run import run
+    from alignlab.experiment.show import progress_bar, scores_table
+
+    name = arguments.config.stem if arguments.config else config["objective"]["class_path"].rpartition(".")[2].lower()
+    output = arguments.output or Path("runs") / f"{name}-{digest(config)}"
+    finished = (output / "metrics.json").exists()
+    with progress_bar() as on_progress:
+        metrics = run(config, output, on_progress=on_progress)
+    if finished:
+        print(f"{output} is finished already; nothing was computed")
+    scores_table(metrics["scores"])
+    print(f"run directory: {output}")
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from alignlab.experiment.run import evaluate_run
+    from alignlab.experiment.show import scores_table
+
+    scores_table(evaluate_run(arguments.run))
+    return 0
+
+
+def _inspect(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from alignlab.experiment.config import resolve_file
+    from alignlab.experiment.inspect import inspect
+
+    config = resolve_file(arguments.config, overrides_from(rest))
+    page = arguments.output or Path("runs") / "inspect" / f"{arguments.config.stem}.html"
+    print(f"page: {inspect(config, page)}")
+    return 0
+
+
+def _objectives(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from alignlab.experiment.show import objectives_catalogue
+
+    objectives_catalogue()
+    return 0
+
+
+def _study_run(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from alignlab.study import run_study
+
+    return run_study(
+        arguments.study,
+        output=arguments.output,
+        jobs=arguments.jobs,
+        dry_run=arguments.dry_run,
+        overrides=overrides_from(rest),
+    )
+
+
+def _study_report(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from alignlab.study import report
+
+    report(arguments.study)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

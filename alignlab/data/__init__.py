@@ -1,0 +1,7 @@
+"""What is learned from: data modules that yield Examples."""
+
+from alignlab.data.base import AlignmentData, Split
+from alignlab.data.llava import LlavaJson, LlavaPairs
+from alignlab.data.scenes import Scenes
+
+__all__ = ["AlignmentData", "LlavaJson", "LlavaPairs", "Scenes", "Split"]

@@ -1,0 +1,137 @@
+"""AlignmentData: examples of three splits, and loaders whose order is a function of the seed and resumes exactly."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Dataset
+
+from alignlab.batch import Batch, Example
+from alignlab.errors import InputError
+
+Split = Literal["train", "val", "test"]
+Encode = Callable[[list[Example]], Batch]
+
+
+class AlignmentData(LightningDataModule):
+    """A data set as objectives and evaluators see it. A subclass writes ``examples`` and names what it supplies.
+
+    Args:
+        batch_size: Examples a process and micro-batch.
+        num_workers: Processes that encode; 0 encodes in the training process.
+    """
+
+    supplies: ClassVar[tuple[str, ...]] = ()
+    """The fields of ``Example`` that every example fills."""
+
+    attributes: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Words of the captions by attribute, where the data set knows them; caption accuracy is given for each."""
+
+    def __init__(self, *, batch_size: int = 64, num_workers: int = 0) -> None:
+        super().__init__()
+        if batch_size < 1 or num_workers < 0:
+            raise InputError(
+                f"{type(self).__name__} needs batch_size >= 1 and num_workers >= 0, got {batch_size = }, {num_workers = }"
+            )
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.encode: Encode | None = None
+        self.order_seed = 0
+        """Which order the training split comes in; an experiment sets it from its seed."""
+
+    @abstractmethod
+    def examples(self, split: Split) -> Sequence[Example]:
+        """The examples of a split, by index, the same ones in every process; made or decoded on access."""
+
+    def connect(self, encode: Encode) -> None:
+        """Say how examples become batches, which is the backbone's business."""
+        self.encode = encode
+
+    def train_dataloader(self) -> DataLoader:
+        examples = self.examples("train")
+        rank, processes = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        order = ShuffledBatches(
+            len(examples),
+            self.batch_size,
+            seed=self.order_seed,
+            rank=rank,
+            processes=processes,
+            who=type(self).__name__,
+        )
+        return ResumableLoader(_Examples(examples), batch_sampler=order, **self._settings())
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(_Examples(self.examples("val")), batch_size=self.batch_size, **self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        if self.encode is None:
+            raise RuntimeError(f"{type(self).__name__}.connect must be called before its loaders are used")
+        return {
+            "collate_fn": self.encode,
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+        }
+
+
+class _Examples(Dataset):
+    """A sequence of examples as torch's loader wants it."""
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self.items = examples
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.items[index]
+
+
+class ShuffledBatches:
+    """Batches of indices, reshuffled every epoch; a function of (seed, epoch) alone. The last, short batch is dropped."""
+
+    def __init__(self, size: int, batch_size: int, *, seed: int, rank: int, processes: int, who: str) -> None:
+        if size < batch_size * processes:
+            raise InputError(
+                f"{who} has {size} training examples, fewer than one batch of {batch_size} for {processes} process(es); "
+                f"set data.batch_size to at most {max(size // processes, 1)} or give it more examples"
+            )
+        self.size, self.batch_size, self.seed = size, batch_size, seed
+        self.rank, self.processes = rank, processes
+        self.epoch = 0
+        self.start = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning at the start of every epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.size // (self.batch_size * self.processes)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(hash((self.seed, self.epoch)) % 2**63)
+        order = torch.randperm(self.size, generator=generator).tolist()
+        first, self.start = self.start, 0
+        for index in range(first, len(self)):
+            start = (index * self.processes + self.rank) * self.batch_size
+            yield order[start : start + self.batch_size]
+
+
+class ResumableLoader(DataLoader):
+    """A loader that Lightning can checkpoint inside an epoch: its state is the number of batches handed out."""
+
+    handed_out = 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.handed_out = self.batch_sampler.start
+        for batch in super().__iter__():
+            self.handed_out += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"handed_out": self.handed_out % len(self)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.batch_sampler.start = state["handed_out"]

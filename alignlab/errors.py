@@ -1,0 +1,8 @@
+"""InputError: what a user can mend, said in one message."""
+
+
+class InputError(ValueError):
+    """Bad input: a config, a file, a size. The command line prints the message alone and exits with code 2.
+
+    The message says who needs what, what came, and what would do.
+    """

@@ -1,0 +1,154 @@
+"""One experiment's config: read, checked whole, filled in, and made into objects."""
+
+import hashlib
+import json
+from argparse import ArgumentError
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jsonargparse import ArgumentParser
+
+from alignlab.errors import InputError
+from alignlab.experiment.catalogue import kinds, search
+from alignlab.experiment.listing import describe_objectives
+from alignlab.experiment.reading import dump, merge, place_of, places, read
+from alignlab.experiment.resolving import STAGE, TRAINER_REFUSED, ConfigError, WandbSettings, required_fields, resolve
+from alignlab.experiment.wording import condensed
+
+if TYPE_CHECKING:
+    from alignlab.adapters import Adapter
+    from alignlab.backbones import Backbone
+    from alignlab.data import AlignmentData
+    from alignlab.evaluation import Evaluator
+    from alignlab.objectives import Objective, Optimization
+
+__all__ = [
+    "STAGE",
+    "ConfigError",
+    "Experiment",
+    "WandbSettings",
+    "describe_objectives",
+    "digest",
+    "dump",
+    "instantiate",
+    "merge",
+    "read",
+    "resolve",
+    "resolve_file",
+]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The objects that a config names; what reads weights comes last, when it is asked for.
+
+    Args:
+        backbone: Arguments of Backbone.
+        make_objective: Gives the objective its backbone.
+        requires: The fields of Example that the objective needs.
+        trainer: Arguments of Lightning's Trainer.
+        checkpoint_every: Optimizer steps between checkpoints.
+        save_dtype: The type of the trained backbone's files; None: as trained.
+    """
+
+    backbone: Mapping[str, Any]
+    make_objective: "Callable[[Backbone], Objective]"
+    requires: tuple[str, ...]
+    adapter: "Adapter | None"
+    data: "AlignmentData"
+    optimization: "Optimization"
+    trainer: Mapping[str, Any]
+    evaluators: "tuple[Evaluator, ...]"
+    wandb: WandbSettings
+    seed: int
+    checkpoint_every: int
+    save_dtype: str | None
+
+    def make_backbone(self) -> "Backbone":
+        from alignlab.backbones import Backbone
+
+        return Backbone(**self.backbone)
+
+
+def resolve_file(path: Path | str | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read and resolve a config; a message begins with the file and line, or the override, it is about."""
+    config = read(path, overrides)
+    try:
+        return resolve(config)
+    except ConfigError as error:
+        where = places(path, overrides)
+        raise ConfigError(error.problems, [f"{place_of(p.key, where)}: {p}" for p in error.problems]) from None
+
+
+def digest(config: Mapping[str, Any]) -> str:
+    """8 hexadecimal characters of a resolved config's content.
+
+    Left out is what changes no result: the W&B mirror, and the folders that classes were found in.
+    """
+    text = json.dumps(_content(config), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def instantiate(config: Mapping[str, Any]) -> Experiment:
+    """Make the objects of a resolved config; no weights are read yet.
+
+    Raises:
+        InputError: A class refuses its arguments, or a file of the data is missing.
+    """
+    search(config["python_path"])
+    parser = _parser()
+    names = [name for name in Experiment.__dataclass_fields__ if name in config]
+    try:
+        made = parser.instantiate(
+            parser.parse_object({name: _full_paths(config[name]) for name in ("objective", *names)})
+        )
+    except ArgumentError as error:
+        raise InputError(condensed(str(error))) from error
+    return Experiment(
+        make_objective=made.objective,
+        requires=required_fields(config["objective"], config["python_path"]),
+        **{name: made[name] for name in names} | {"backbone": vars(made.backbone), "trainer": vars(made.trainer)},
+    )
+
+
+def _parser() -> ArgumentParser:
+    """The types of an experiment's objects; jsonargparse makes them from checked plain data."""
+    from lightning.pytorch import Trainer
+
+    from alignlab.adapters import Adapter
+    from alignlab.backbones import Backbone
+    from alignlab.data import AlignmentData
+    from alignlab.evaluation import Evaluator
+    from alignlab.objectives import Objective, Optimization
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--objective", type=Callable[[Backbone], Objective])
+    parser.add_class_arguments(Backbone, "backbone", instantiate=False)
+    parser.add_argument("--adapter", type=Adapter | None)
+    parser.add_argument("--data", type=AlignmentData)
+    parser.add_argument("--optimization", type=Optimization)
+    parser.add_class_arguments(Trainer, "trainer", skip=set(TRAINER_REFUSED), instantiate=False)
+    parser.add_argument("--evaluators", type=tuple[Evaluator, ...])
+    parser.add_argument("--wandb", type=WandbSettings)
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--checkpoint_every", type=int)
+    parser.add_argument("--save_dtype", type=str | None)
+    return parser
+
+
+def _full_paths(node: Any) -> Any:
+    """The same plain data with alignlab's own classes by their full path."""
+    if isinstance(node, Mapping):
+        full = {name: _full_paths(item) for name, item in node.items()}
+        for kind in kinds():
+            if isinstance(node.get("class_path"), str) and node["class_path"] in kind.classes():
+                full["class_path"] = f"{kind.package}.{node['class_path']}"
+        return full
+    return [_full_paths(item) for item in node] if isinstance(node, list) else node
+
+
+def _content(config: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {name: value for name, value in config.items() if name not in ("wandb", "python_path")}
+    return kept | {"stages": {name: _content(stage) for name, stage in config.get("stages", {}).items()}}

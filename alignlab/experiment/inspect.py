@@ -1,0 +1,231 @@
+"""inspect: a page with training examples as the model will see them; reads the processor, no weights."""
+
+import base64
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from random import Random
+from statistics import median
+from typing import Any, NamedTuple
+
+import jinja2
+import torch
+from PIL import Image
+from torch import Tensor
+
+from alignlab.backbones import Encoder
+from alignlab.backbones.pictures import open_image
+from alignlab.batch import IGNORE, Content, Example, Tokens
+from alignlab.errors import InputError
+from alignlab.experiment.config import instantiate
+
+NUM_MEASURED = 200
+"""Training examples whose lengths are measured."""
+
+BATCH = 20
+"""Examples encoded at a time, so that few pictures are in memory."""
+
+NUM_BARS = 24
+
+EMBEDDED = ("query", "target", "negatives")
+"""The sequences whose last token's state is an embedding."""
+
+
+@dataclass(frozen=True)
+class Chip:
+    """A token, or a run of image placeholders, as the page shows it.
+
+    Args:
+        kind: ``trained`` (the loss reads it as a label), ``image``, ``ignored`` or ``cut``; and ``unknown``, where the
+            tokenizer has no word for the text.
+    """
+
+    kind: str
+    text: str
+    hint: str
+
+
+class Counts(NamedTuple):
+    """How many tokens one sequence has: all, trained on, for pictures, unknown to the tokenizer."""
+
+    tokens: int
+    trained: int
+    image: int
+    unknown: int
+
+
+def inspect(config: dict[str, Any], output: Path, *, num_examples: int = 8) -> Path:
+    """Write one self-contained HTML page about a resolved config's training data.
+
+    Args:
+        output: The page, ``*.html``; an older one is replaced.
+        num_examples: Examples shown; lengths are measured over more.
+    """
+    if output.suffix != ".html":
+        raise InputError(f"inspect writes a page, so its output must end in .html, got {output}")
+    experiment = instantiate(config)
+    path, limit = _path(config), config["backbone"]["max_length"]
+    encoder, unlimited = Encoder.load(path, max_length=limit), Encoder.load(path)
+    examples = experiment.data.examples("train")
+    if not len(examples):
+        raise InputError(f"{type(experiment.data).__name__}: its train split is empty, so there is nothing to show")
+    chosen = Random(config["seed"]).sample(range(len(examples)), min(NUM_MEASURED, len(examples)))
+    names = experiment.requires
+    cards = [_card(examples[index], encoder, unlimited, names) for index in chosen[:num_examples]]
+    measured = [examples[index] for index in chosen]
+    page = _template().render(
+        objective=config["objective"]["class_path"],
+        data=config["data"]["class_path"],
+        backbone=path,
+        limit=limit,
+        num_train=len(examples),
+        num_measured=len(measured),
+        lengths=[_summary(name, values, limit) for name, values in _counts(measured, unlimited, names).items()],
+        embeds=any(name in EMBEDDED for name in names),
+        cards=cards,
+    )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(page, encoding="utf-8")
+    return output
+
+
+def _path(config: dict[str, Any]) -> str:
+    """Where the processor is: a stage that has not run yet keeps the processor of what it starts from."""
+    path = config["backbone"]["path"]
+    while path.startswith("stage:"):
+        path = config["stages"][path.removeprefix("stage:")]["backbone"]["path"]
+    return path
+
+
+def _template() -> jinja2.Template:
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    return environment.get_template("inspect.html.j2")
+
+
+def _card(example: Example, encoder: Encoder, unlimited: Encoder, names: Sequence[str]) -> dict[str, Any]:
+    batch, whole = encoder.batch([example], names), unlimited.batch([example], names)
+    sequences = []
+    for name in names:
+        tokens, lengths = getattr(batch, name), getattr(whole, name).attention_mask.sum(1).tolist()
+        for row, length in enumerate(lengths):
+            chips = list(_chips(tokens, row, length, encoder.tokenizer))
+            last = sum(chip.kind != "cut" for chip in chips) - 1
+            title = name if len(lengths) == 1 else f"{name} {row + 1}"
+            sequences.append({"name": title, "chips": chips, "read_at": last if name in EMBEDDED else None})
+    pictured = [tokens for tokens in batch if tokens.num_images.any()]
+    return {
+        "example": example,
+        "seen": [_embedded(image) for image in _processed(pictured[0], encoder)] if pictured else [],
+        "originals": [_embedded(image, side=256) for image in map(open_image, example.images)],
+        "sequences": sequences,
+        "negatives": [_plain(content) for content in example.negatives],
+        "rejected": _plain(example.rejected),
+    }
+
+
+def _chips(tokens: Tokens, index: int, full_length: int, tokenizer: Any) -> Iterator[Chip]:
+    real = tokens.attention_mask[index].bool()
+    columns = (tokens.input_ids, tokens.image_mask, tokens.labels)
+    ids, pictures, labels = (column[index][real].tolist() for column in columns)
+    position = 0
+    for is_image, run in groupby(zip(ids, pictures, labels, strict=True), key=lambda token: token[1]):
+        run = list(run)
+        if is_image:
+            yield Chip("image", f"image × {len(run)}", f"positions {position} to {position + len(run) - 1}")
+        else:
+            for offset, (id, _, label) in enumerate(run):
+                kind = "ignored" if label == IGNORE else "trained"
+                kind += " unknown" if id == tokenizer.unk_token_id else ""
+                yield Chip(kind, _shown(id, tokenizer), f"position {position + offset}, id {id}")
+        position += len(run)
+    if full_length > position:
+        yield Chip("cut", f"{full_length - position} cut", f"max_length ends here; the whole has {full_length} tokens")
+
+
+def _shown(id: int, tokenizer: Any) -> str:
+    """A token's text, its spaces and line breaks visible; its raw form where it is part of a character only."""
+    raw, text = tokenizer.convert_ids_to_tokens(id), tokenizer.decode([id])
+    if "\ufffd" in text or not text:
+        return raw
+    if raw.startswith(("Ġ", "▁")) and not text.startswith(" "):
+        text = f" {text}"
+    return text.replace("\n", "↵").replace(" ", "·")
+
+
+def _processed(tokens: Tokens, encoder: Encoder) -> list[Image.Image]:
+    """The pictures as the processor returned them, made visible; none where it cuts them into patches."""
+    pixels = tokens.vision.get("pixel_values")
+    if not isinstance(pixels, Tensor) or pixels.dim() < 4 or pixels.shape[-3] != 3:
+        return []
+    processor = encoder.processor.image_processor
+    pixels = pixels.reshape(-1, *pixels.shape[-3:]).float()
+    if processor.do_normalize:
+        mean, std = (torch.tensor(value).view(3, 1, 1) for value in (processor.image_mean, processor.image_std))
+        pixels = pixels * std + mean
+    if processor.do_rescale:
+        pixels = pixels / processor.rescale_factor
+    return [Image.fromarray(image) for image in pixels.round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()]
+
+
+def _embedded(image: Image.Image, side: int | None = None) -> dict[str, Any]:
+    """A picture as a data address with its size in words: exact where it is small, else as JPEG."""
+    small = image.copy()
+    if side is not None:
+        small.thumbnail((side, side))
+    form = "PNG" if max(small.size) <= 128 else "JPEG"
+    buffer = io.BytesIO()
+    small.save(buffer, form, quality=90)
+    address = f"data:image/{form.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return {"address": address, "size": f"{image.width}\u00a0×\u00a0{image.height}", "tiny": max(image.size) <= 128}
+
+
+def _plain(content: Content) -> str:
+    return " ".join(part if isinstance(part, str) else "[image]" for part in content)
+
+
+def _counts(examples: Sequence[Example], encoder: Encoder, names: Sequence[str]) -> dict[str, list[Counts]]:
+    found: dict[str, list[Counts]] = {name: [] for name in names}
+    for start in range(0, len(examples), BATCH):
+        batch = encoder.batch(examples[start : start + BATCH], names)
+        for name in names:
+            tokens = getattr(batch, name)
+            unknown = tokens.input_ids == (
+                -1 if encoder.tokenizer.unk_token_id is None else encoder.tokenizer.unk_token_id
+            )
+            masks = (tokens.attention_mask, tokens.labels != IGNORE, tokens.image_mask, unknown & ~tokens.image_mask)
+            real = tokens.attention_mask.bool()
+            found[name] += map(Counts, *((mask.bool() & real).sum(1).tolist() for mask in masks))
+    return found
+
+
+def _summary(name: str, rows: list[Counts], limit: int | None) -> dict[str, Any]:
+    lengths = [row.tokens for row in rows]
+    low, high = min(lengths), max(lengths)
+    width = -(-(high - low + 1) // NUM_BARS)
+    starts = range(low, high + 1, width)
+    counts = [sum(start <= length < start + width for length in lengths) for start in starts]
+    return {
+        "name": name,
+        "rows": len(rows),
+        "min": low,
+        "median": round(median(lengths)),
+        "max": high,
+        "mean": round(sum(lengths) / len(rows), 1),
+        "trained": round(sum(row.trained for row in rows) / len(rows), 1),
+        "image": round(sum(row.image for row in rows) / len(rows), 1),
+        "unknown": sum(row.unknown for row in rows),
+        "text": sum(row.tokens - row.image for row in rows),
+        "truncated": sum(limit is not None and length > limit for length in lengths),
+        "bars": [
+            {
+                "label": str(start) if width == 1 else f"{start} to {min(start + width - 1, high)}",
+                "count": count,
+                "height": 100 * count / max(counts),
+                "cut": limit is not None and start + width - 1 > limit,
+            }
+            for start, count in zip(starts, counts, strict=True)
+        ],
+    }

@@ -1,0 +1,262 @@
+"""From a config as written to one that is checked whole and states every default."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass
+from functools import cache
+from typing import Any, Literal
+
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+
+from alignlab.errors import InputError
+from alignlab.experiment.catalogue import Argument, find, folders_used, kind_of, kinds, search
+from alignlab.experiment.checking import Checker, Problem, plain
+from alignlab.experiment.reading import merge, near
+
+TRAINER_REFUSED = {
+    "logger": "is set by alignlab: curve.jsonl is always written; for Weights & Biases see wandb.mode",
+    "default_root_dir": "is set by alignlab: it is the run directory, --output on the command line",
+    "enable_progress_bar": "is set by alignlab, which has its own progress bar",
+    "enable_model_summary": "is set by alignlab: metrics.json counts the parameters",
+    "enable_checkpointing": "is set by alignlab, which always keeps checkpoints/last.ckpt; see checkpoint_every",
+    "use_distributed_sampler": "is set by alignlab: the data's own order knows the processes",
+    "enable_autolog_hparams": "is set by alignlab: config.yaml holds the hyper-parameters",
+    "model_registry": "is set by alignlab: a run directory is its own registry",
+    "fast_dev_run": "would write no checkpoint; use trainer.max_steps",
+    "barebones": "would write no checkpoint and no metrics",
+}
+
+KEYS = (
+    "objective",
+    "backbone",
+    "adapter",
+    "data",
+    "optimization",
+    "trainer",
+    "evaluators",
+    "wandb",
+    "seed",
+    "checkpoint_every",
+    "save_dtype",
+    "stages",
+    "python_path",
+)
+
+STAGE = "stage:"
+"""``stage:NAME`` in the backbone's settings is the backbone that this earlier stage wrote."""
+
+
+class ConfigError(InputError):
+    """All problems of a config, one a line."""
+
+    def __init__(self, problems: Sequence[Problem], lines: Sequence[str] | None = None) -> None:
+        super().__init__("\n".join(lines or map(str, problems)))
+        self.problems = tuple(problems)
+
+
+@dataclass(frozen=True)
+class WandbSettings:
+    """Where Weights & Biases mirrors a run; changes nothing of the run itself.
+
+    Args:
+        mode: offline writes files that ``wandb sync`` uploads; online needs an account.
+        project: The project on W&B.
+        entity: User or team; None: the account's default.
+        group: What the run belongs to, e.g. a study.
+        name: The run's name; None: alignlab makes one.
+        tags: Words to filter by.
+    """
+
+    mode: Literal["offline", "online", "disabled"] = "offline"
+    project: str = "alignlab"
+    entity: str | None = None
+    group: str | None = None
+    name: str | None = None
+    tags: tuple[str, ...] = ()
+
+
+def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Check a whole config and fill every default in; resolving the result gives it again.
+
+    Raises:
+        ConfigError: All problems at once.
+    """
+    checker = Checker()
+    folders = _folders(config, checker)
+    search(folders)
+    checker.folders = tuple(folders)
+    main = {name: value for name, value in config.items() if name not in ("python_path", "stages")}
+    stages = _stages(config, checker)
+    resolved = _resolve_one(main, checker, tuple(stages))
+    resolved["stages"] = {}
+    # What a later stage takes from an earlier one is no setting of the earlier one.
+    shared = {**main, "backbone": _without_stages(main.get("backbone"))}
+    known = {(problem.key, problem.message) for problem in checker.problems}
+    for index, (name, changes) in enumerate(stages.items()):
+        inner = Checker(folders)
+        resolved["stages"][name] = _resolve_one(merge(shared, changes), inner, tuple(stages)[:index]) | {"stages": {}}
+        new = (problem for problem in inner.problems if (problem.key, problem.message) not in known)
+        checker.problems += [Problem(("stages", name, *problem.key), problem.message) for problem in new]
+    if checker.problems:
+        raise ConfigError(checker.problems)
+    for part in (*resolved["stages"].values(), resolved):
+        part["python_path"] = folders_used(part, folders)
+    return resolved
+
+
+def _folders(config: Mapping[str, Any], checker: Checker) -> list[str]:
+    folders = config.get("python_path") or []
+    if isinstance(folders, list) and all(isinstance(folder, str) for folder in folders):
+        return folders
+    checker.add(("python_path",), f"expected a list of folders, got {folders!r}")
+    return []
+
+
+def _stages(config: Mapping[str, Any], checker: Checker) -> dict[str, dict[str, Any]]:
+    stages = config.get("stages") or {}
+    if not isinstance(stages, Mapping) or not all(isinstance(changes or {}, Mapping) for changes in stages.values()):
+        checker.add(("stages",), f"expected a mapping of names to what differs in each stage, got {stages!r}")
+        return {}
+    result = {}
+    for name, changes in stages.items():
+        if not re.fullmatch(r"[\w-]+", str(name)):
+            checker.add(("stages", str(name)), "names its folder: expected letters, digits, - and _ alone")
+        changes = dict(changes or {})
+        changes.pop("python_path", None)
+        if changes.pop("stages", None):
+            checker.add(("stages", str(name), "stages"), "a stage has no stages of its own; list all of them in order")
+        result[str(name)] = changes
+    return result
+
+
+def _without_stages(node: Any) -> Any:
+    if not isinstance(node, Mapping):
+        return node
+    return {name: _without_stages(item) for name, item in node.items() if not str(item).startswith(STAGE)}
+
+
+@cache
+def _arguments() -> dict[str, Argument]:
+    """The top-level keys that hold one value; the others hold the arguments of one class."""
+    from alignlab.adapters import Adapter
+    from alignlab.backbones.backbone import Dtype
+    from alignlab.data import AlignmentData
+    from alignlab.evaluation import Evaluator
+    from alignlab.objectives import Objective
+
+    return {
+        "objective": Argument(Objective, MISSING),
+        "adapter": Argument(Adapter | None, None),
+        "data": Argument(AlignmentData, MISSING),
+        "evaluators": Argument(tuple[Evaluator, ...], ()),
+        "seed": Argument(NonNegativeInt, 0),
+        "checkpoint_every": Argument(PositiveInt, 100),
+        "save_dtype": Argument(Dtype | None, None),
+    }
+
+
+@cache
+def _owners() -> dict[str, type]:
+    from lightning.pytorch import Trainer
+
+    from alignlab.backbones import Backbone
+    from alignlab.objectives import Optimization
+
+    return {"backbone": Backbone, "optimization": Optimization, "trainer": Trainer, "wandb": WandbSettings}
+
+
+def _resolve_one(config: Mapping[str, Any], checker: Checker, stages: Sequence[str]) -> dict[str, Any]:
+    """Resolve one stage; ``stages`` are those that came before it."""
+    for name in config:
+        if name not in KEYS:
+            reason = "is read from files only" if name == "base" else f"no such key{near(name, KEYS)}"
+            checker.add((str(name),), f"{reason} (the keys are base, {', '.join(KEYS)})")
+    resolved: dict[str, Any] = {}
+    for name in KEYS:
+        value = config.get(name)
+        if name in _owners():
+            refused = TRAINER_REFUSED if name == "trainer" else None
+            resolved[name] = checker.arguments(_owners()[name], value, (name,), refused=refused)
+        elif name in _arguments():
+            argument = _arguments()[name]
+            if value is not None:
+                resolved[name] = checker.value(argument.annotation, value, (name,))
+            elif argument.required:
+                kind = kind_of(argument.annotation)
+                checker.add((name,), f"missing; {kind.package} has {', '.join(sorted(kind.classes()))}")
+            else:
+                resolved[name] = plain(argument.default)
+    _check_backbone(resolved["backbone"], checker, stages)
+    _check_optimization(resolved["optimization"], checker)
+    _check_fields(resolved, checker)
+    return resolved
+
+
+def _check_backbone(backbone: Mapping[str, Any], checker: Checker, stages: Sequence[str]) -> None:
+    from alignlab.backbones import locate
+
+    wanted = {("backbone", "path"): backbone.get("path")}
+    wanted |= {("backbone", "take", part): path for part, path in (backbone.get("take") or {}).items()}
+    for key, path in wanted.items():
+        if not isinstance(path, str):
+            continue
+        if path.startswith(STAGE):
+            name = path.removeprefix(STAGE)
+            if name not in stages:
+                before = f" (before it come {', '.join(stages)})" if stages else ""
+                checker.add(key, f"there is no earlier stage {name!r}{near(name, stages)}{before}")
+            continue
+        try:
+            locate(path)
+        except InputError as error:
+            checker.add(key, str(error).removeprefix("backbone.path: "))
+
+
+def _check_optimization(values: Mapping[str, Any], checker: Checker) -> None:
+    if any(problem.key[0] == "optimization" for problem in checker.problems):
+        return
+    try:
+        _owners()["optimization"](**values)
+    except InputError as error:
+        checker.add(("optimization",), str(error).removeprefix("optimization: "))
+
+
+def _check_fields(resolved: Mapping[str, Any], checker: Checker) -> None:
+    """Compare what objective and evaluators require with what the data supply."""
+    _, _, data_kind, evaluator_kind = kinds()
+    data, objective = resolved.get("data"), resolved.get("objective")
+    supplies = find(data_kind, data["class_path"], checker.folders)[1].supplies if data else None
+    readers = [(("objective",), objective, required_fields(objective, checker.folders))] if objective else []
+    names: dict[str, str] = {}
+    for index, evaluator in enumerate(resolved.get("evaluators") or ()):
+        if evaluator is None:
+            continue
+        key, found = ("evaluators", str(index)), find(evaluator_kind, evaluator["class_path"], checker.folders)[1]
+        if not hasattr(found, "name") or not hasattr(found, "requires"):
+            checker.add(
+                key, f"{found.__name__} must state `name` (its scores' prefix) and `requires` (fields of Example)"
+            )
+            continue
+        readers.append((key, evaluator, found.requires))
+        if (twin := names.setdefault(found.name, ".".join(key))) != ".".join(key):
+            checker.add(
+                key, f"its scores would be called {found.name}, as those of {twin}; give a subclass another name"
+            )
+    # A data module may only know what it supplies once it is made; the objective then checks it itself.
+    for key, reader, fields in readers if isinstance(supplies, tuple) else ():
+        if lacking := [field for field in fields if field not in supplies]:
+            needs = f"{reader['class_path']} requires {', '.join(fields)}"
+            has = f"data {data['class_path']} supplies {', '.join(supplies) or 'nothing'}"
+            checker.add(key, f"{needs}, but {has}; it lacks {', '.join(lacking)}")
+
+
+def required_fields(objective: Mapping[str, Any], folders: Sequence[str] = ()) -> tuple[str, ...]:
+    """The fields of Example that a resolved objective needs, those of the objectives inside it included."""
+    own: tuple[str, ...] = ()
+    if isinstance(objective.get("class_path"), str):
+        try:
+            own = tuple(find(kinds()[0], objective["class_path"], folders)[1].requires)
+        except InputError:
+            own = ()  # something else with a class_path
+    inner = [item for item in objective.values() if isinstance(item, Mapping)]
+    return tuple(dict.fromkeys((*own, *(field for item in inner for field in required_fields(item, folders)))))

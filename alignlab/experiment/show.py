@@ -1,0 +1,58 @@
+"""What the terminal shows: progress, scores, the catalogue of objectives."""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from alignlab.experiment.run import Progress as RunProgress
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[["RunProgress"], None]]:
+    """A bar with steps, remaining time and the latest loss; plain lines where the output is no terminal."""
+    console = Console(file=sys.stderr)
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+        TextColumn("{task.fields[loss]}"),
+    )  # fmt: skip
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("loading", total=None, loss="")
+
+        def show(progress: "RunProgress") -> None:
+            loss = progress.values.get("train/loss", progress.values.get("val/loss"))
+            text = f"loss {loss:.4f}" if loss is not None else ""
+            bar.update(task, description=progress.stage, completed=progress.step, total=progress.max_steps, loss=text)
+            if not console.is_terminal and progress.step * 10 // max(1, progress.max_steps) > show.tenths:
+                show.tenths = progress.step * 10 // max(1, progress.max_steps)
+                console.print(f"{progress.stage} {progress.step}/{progress.max_steps} {text}")
+
+        show.tenths = 0
+        yield show
+
+
+def scores_table(scores: Mapping[str, float]) -> None:
+    """Print the scores, one a line."""
+    table = Table("score", "value", title="evaluation")
+    for name, value in scores.items():
+        table.add_row(name, f"{value:.4f}")
+    Console().print(table)
+
+
+def objectives_catalogue() -> None:
+    """Print every objective with its line, what it requires, and its settings."""
+    from alignlab.experiment.config import describe_objectives
+
+    console = Console(markup=False, highlight=False)
+    for entry in describe_objectives():
+        console.print(f"{entry.name}: {entry.summary}", style="bold")
+        console.print(f"  requires: {', '.join(entry.requires) or 'what its parts require'}")
+        for setting in entry.settings:
+            console.print(f"  --objective.{setting.name} {setting.type}  (default: {setting.default})")
+            console.print(f"      {setting.doc}", style="dim")
+        console.print()

@@ -1,0 +1,126 @@
+"""Objective: the base class; a subclass writes ``loss`` and nothing else unless it must."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import ClassVar
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from alignlab.backbones import Backbone
+from alignlab.batch import Batch
+from alignlab.errors import InputError
+from alignlab.functional import upcast
+from alignlab.objectives.averages import Averages
+from alignlab.objectives.optimization import Optimization, optimizer_and_schedule
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What ``loss`` gives back.
+
+    Args:
+        mean: Scalar, the mean over this batch.
+        weight: What the mean is over: supervised tokens, pairs, summed weights.
+        report: Detached scalars to log, averaged with the same weight.
+    """
+
+    mean: Tensor
+    weight: Tensor | float
+    report: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Objective(LightningModule):
+    """One way to align a backbone.
+
+    Micro-batches and processes count by their ``Loss.weight``: the gradient of a step is that of the mean over
+    everything the step saw, however unequally it was split.
+
+    Args:
+        backbone: The model to align.
+    """
+
+    requires: ClassVar[tuple[str, ...]] = ()
+    """The fields of ``Example`` that become sequences of the Batch."""
+
+    coupled: ClassVar[str] = ""
+    """Why accumulating micro-batches is not a larger batch, where it is not."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.optimization = Optimization()
+        self._seen = Averages()
+        self._validated = Averages()
+        self._step_weight: Tensor | float = 0.0
+        self._stepped = False
+        self.logged: Mapping[str, float] = {}
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> Loss:
+        """Compute the objective on one batch; never logs, never reads the trainer, never writes into the batch."""
+
+    def setup(self, stage: str) -> None:
+        data = self.trainer.datamodule
+        if missing := [name for name in self.requires if name not in data.supplies]:
+            raise InputError(
+                f"{type(self).__name__} requires {', '.join(self.requires)}, but {type(data).__name__} supplies "
+                f"{', '.join(data.supplies)}; it lacks {', '.join(missing)}"
+            )
+        data.connect(partial(self.backbone.encoder.batch, sequences=tuple(self.requires)))
+        if self.coupled and self.trainer.accumulate_grad_batches > 1:
+            rank_zero_warn(f"{type(self).__name__}: accumulating micro-batches is not a larger batch: {self.coupled}")
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = self.loss(batch)
+        self._seen.add(loss)
+        mean = upcast(loss.mean)
+        weight = torch.as_tensor(loss.weight, dtype=mean.dtype, device=mean.device).detach()
+        self._step_weight = self._step_weight + weight
+        return mean * weight
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        # Summed over micro-batches by us, divided by their number by Lightning, averaged over processes by the
+        # strategy: one exact rescaling makes it the mean over the whole step. Clipping comes after this hook.
+        total = self.trainer.strategy.reduce(self._step_weight, reduce_op="sum")
+        count = self.trainer.world_size * self.trainer.accumulate_grad_batches
+        factor = torch.where(total > 0, count / total, 0.0)  # a step that saw nothing to train on changes nothing
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        torch._foreach_mul_(gradients, factor)
+        self._step_weight, self._stepped = 0.0, True
+        if self._flush_due(self.trainer.global_step + 1):
+            self._seen.latest["grad_norm"] = torch.nn.utils.get_total_norm(gradients)
+
+    def on_train_batch_end(self, outputs: object, batch: Batch, batch_idx: int) -> None:
+        # Logging every metric every step costs more than a small step itself, so metrics are buffered and flushed.
+        if self._stepped and self._flush_due(self.trainer.global_step):
+            self._log("train", self._seen)
+        self._stepped = False
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._validated.add(self.loss(batch))
+
+    def on_validation_epoch_end(self) -> None:
+        if not self.trainer.sanity_checking:
+            metrics = self._log("val", self._validated)
+            self.log("val/loss", metrics["val/loss"], logger=False)
+        self._validated = Averages()
+
+    def configure_optimizers(self) -> dict:
+        return optimizer_and_schedule(self, self.optimization, int(self.trainer.estimated_stepping_batches))
+
+    def _flush_due(self, step: int) -> bool:
+        return step % self.trainer.log_every_n_steps == 0 or step == self.trainer.max_steps
+
+    def _log(self, phase: str, averages: Averages) -> dict[str, float]:
+        metrics = {f"{phase}/{name}": value for name, value in averages.flush(self.trainer.strategy).items()}
+        if phase == "train":
+            metrics["train/lr"] = self.lr_schedulers().get_last_lr()[0]
+        self.logged = metrics
+        for logger in self.trainer.loggers:
+            logger.log_metrics(metrics, step=self.trainer.global_step)
+        return metrics

@@ -1,0 +1,72 @@
+"""InfoNCE: each query finds its target among the batch's, and each target its query."""
+
+import math
+
+import torch
+
+from alignlab.batch import Batch
+from alignlab.errors import InputError
+from alignlab.functional import info_nce, normalize
+from alignlab.objectives.base import Loss, Objective
+
+
+class InfoNCE(Objective):
+    """Minimise the cross-entropy of picking the right target among the batch's.
+
+        (mean_i -log softmax_j(s <q_i, t_j>)_i + mean_j -log softmax_i(s <q_i, t_j>)_j) / 2      in nats per pair
+
+    q and t are normalised states of the last token. Source: van den Oord et al. 2018, arXiv 1807.03748; symmetric
+    and with a learned scale as CLIP, Radford et al. 2021, arXiv 2103.00020. At chance the loss is ln B. Negatives come
+    from the process's own micro-batch.
+
+    Args:
+        scale: Multiplier on the cosines, = 1 / temperature; where it starts, when it is learned.
+        learn_scale: Train the scale's logarithm.
+        max_scale: Upper end of a learned scale, enforced after every step as open_clip does; None: free.
+        symmetric: Both directions; else queries find targets only.
+        label_smoothing: In [0, 1).
+    """
+
+    requires = ("query", "target")
+    coupled = "a query's negatives are the other targets of its own micro-batch"
+
+    def __init__(
+        self,
+        backbone,
+        *,
+        scale: float = 1 / 0.07,
+        learn_scale: bool = True,
+        max_scale: float | None = 100.0,
+        symmetric: bool = True,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__(backbone)
+        if scale <= 0 or (learn_scale and max_scale is not None and scale > max_scale):
+            raise InputError(
+                f"InfoNCE needs 0 < scale <= max_scale, got {scale = }, {max_scale = }; max_scale: null lifts it"
+            )
+        if not 0 <= label_smoothing < 1:
+            raise InputError(f"InfoNCE needs 0 <= label_smoothing < 1, got {label_smoothing}")
+        self.log_scale = torch.nn.Parameter(torch.tensor(math.log(scale)), requires_grad=learn_scale)
+        self.max_scale = max_scale
+        self.symmetric = symmetric
+        self.label_smoothing = label_smoothing
+
+    def loss(self, batch: Batch) -> Loss:
+        queries = normalize(self.backbone.embed(batch.query))  # (B, D)
+        targets = normalize(self.backbone.embed(batch.target))
+        scale = self.log_scale.exp()
+        mean = info_nce(queries, targets, scale=scale, symmetric=self.symmetric, label_smoothing=self.label_smoothing)
+        cosines = (queries @ targets.T).detach()
+        found = (cosines.argmax(1) == torch.arange(len(batch), device=cosines.device)).float().mean()
+        positive = cosines.diagonal().mean()
+        negative = (cosines.sum() - cosines.diagonal().sum()) / max(1, cosines.numel() - len(batch))
+        report = {"scale": scale.detach(), "accuracy": found, "positive_cosine": positive, "negative_cosine": negative}
+        return Loss(mean, len(batch), report)
+
+    def on_train_batch_end(self, *arguments) -> None:
+        """Clamp after the step, not in the loss: a clamped loss gives a scale at its end no way back."""
+        if self.max_scale is not None and self.log_scale.requires_grad:
+            with torch.no_grad():
+                self.log_scale.clamp_(max=math.log(self.max_scale))
+        super().on_train_batch_end(*arguments)

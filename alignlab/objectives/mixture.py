@@ -1,0 +1,50 @@
+"""Mixture: a weighted sum of objectives on one backbone."""
+
+from collections.abc import Callable, Mapping
+
+from torch import nn
+
+from alignlab.backbones import Backbone
+from alignlab.batch import Batch
+from alignlab.errors import InputError
+from alignlab.objectives.base import Loss, Objective
+
+
+class Mixture(Objective):
+    """Minimise a weighted sum of other objectives on the same batch and backbone.
+
+        sum over parts p of weights_p * mean_p
+
+    The parts' means are over different things (tokens, pairs), so micro-batches and processes count by samples.
+
+    Args:
+        parts: Name -> objective, still to be given its backbone; the names prefix what each part reports.
+        weights: Name -> factor; 1 where not named.
+    """
+
+    coupled = "its parts average over different things, so micro-batches are weighted by samples"
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        parts: Mapping[str, Callable[[Backbone], Objective]],
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__(backbone)
+        if not parts:
+            raise InputError("Mixture needs at least one part")
+        if unknown := set(weights or {}) - set(parts):
+            raise InputError(
+                f"Mixture: weights name {', '.join(sorted(unknown))}, but its parts are {', '.join(parts)}"
+            )
+        self.parts = nn.ModuleDict({name: part(backbone) for name, part in parts.items()})
+        self.weights = {name: (weights or {}).get(name, 1.0) for name in parts}
+        self.requires = tuple(dict.fromkeys(field for part in self.parts.values() for field in part.requires))
+
+    def loss(self, batch: Batch) -> Loss:
+        losses = {name: part.loss(batch) for name, part in self.parts.items()}
+        mean = sum(self.weights[name] * loss.mean for name, loss in losses.items())
+        report = {f"{name}/loss": loss.mean.detach() for name, loss in losses.items()}
+        report |= {f"{name}/{key}": value for name, loss in losses.items() for key, value in loss.report.items()}
+        return Loss(mean, len(batch), report)

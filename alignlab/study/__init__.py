@@ -1,0 +1,60 @@
+"""Studies: which objective helps, over arms x starts x seeds, from one YAML to one report."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from alignlab.study.display import Bars, Lines
+from alignlab.study.launch import launch, preload
+from alignlab.study.plan import Study
+from alignlab.study.report import report
+from alignlab.study.tables import plan_table
+
+__all__ = ["Study", "launch", "report", "run_study"]
+
+
+def run_study(
+    path: Path,
+    *,
+    output: Path | None = None,
+    jobs: int | None = None,
+    dry_run: bool = False,
+    overrides: Sequence[str] = (),
+) -> int:
+    """Plan, run and report a study, as the command line does.
+
+    Args:
+        path: The study's YAML.
+        output: The study's directory; default ``runs/<name of the file>``.
+        jobs: Cells at once; see ``launch``.
+        dry_run: Print the plan alone.
+        overrides: ``key=value``, of the study file or of every cell.
+
+    Returns:
+        The exit code: 0, 1 where a cell failed, 130 after Ctrl-C.
+
+    Raises:
+        InputError: The study or one of its configs is wrong; nothing has started.
+    """
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)  # a log has no edge
+    if not dry_run:
+        preload()  # imports while the cells are validated
+    study = Study.load(path, directory=output, overrides=overrides)
+    if dry_run:
+        console.print(plan_table(study))
+        return 0
+    display = Bars(console) if console.is_terminal else Lines(console)
+    command = shlex.join(["alignlab", *sys.argv[1:]])
+    try:
+        failed = launch(study, jobs=jobs, command=command, display=display)
+    except KeyboardInterrupt:
+        done = sum(cell.state == "finished" for cell in study.cells)
+        console.print(f"\nStopped with {done} of {len(study.cells)} cells finished. To go on from there: {command}")
+        return 130
+    report(study.directory, console=console)
+    return 1 if failed else 0

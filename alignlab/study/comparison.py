@@ -1,0 +1,221 @@
+"""Comparison: every arm against the baseline, in numbers and in words."""
+
+from dataclasses import dataclass
+
+from alignlab.study.results import Results
+from alignlab.study.statistics import (
+    Interval,
+    mean_interval,
+    paired_difference,
+    paired_differences,
+    sign_flip_p,
+    smallest_sign_flip_p,
+)
+
+MINUS = "\N{MINUS SIGN}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One arm on one metric.
+
+    Args:
+        values: Of the finished cells.
+        score: Mean over them, None where there is none.
+        difference: To the baseline over common (start, seed), None for the baseline itself.
+        differences: One by one.
+        p: Of the exact sign-flip test.
+    """
+
+    arm: str
+    metric: str
+    values: tuple[float, ...]
+    score: Interval | None
+    difference: Interval | None
+    differences: tuple[float, ...]
+    p: float | None
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval of the difference excludes 0."""
+        return self.difference is not None and self.difference.excludes_zero
+
+
+def compare(results: Results, arm: str, metric: str) -> Entry:
+    """Score an arm on a metric, and against the baseline."""
+    values, reference = results.values(arm, metric), results.values(results.baseline, metric)
+    pairs = arm != results.baseline
+    differences = paired_differences(values, reference) if pairs else []
+    return Entry(
+        arm=arm,
+        metric=metric,
+        values=tuple(values.values()),
+        score=mean_interval(list(values.values())) if values else None,
+        difference=paired_difference(values, reference) if pairs else None,
+        differences=tuple(differences),
+        p=sign_flip_p(differences) if differences else None,
+    )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """On which metrics an arm differs from the baseline; ``higher`` and ``lower`` where the interval excludes 0.
+
+    Args:
+        same: Where every cell has the baseline's score.
+        unknown: Why nothing can be said, else None.
+    """
+
+    arm: str
+    higher: tuple[Entry, ...]
+    lower: tuple[Entry, ...]
+    undecided: tuple[Entry, ...]
+    same: tuple[Entry, ...]
+    unknown: str | None
+
+
+def verdict(results: Results, arm: str) -> Verdict:
+    """Sort the metrics by what is known about an arm."""
+    entries = [compare(results, arm, metric) for metric in results.metrics]
+    compared = [entry for entry in entries if entry.difference is not None]
+    unknown = None
+    if not compared:
+        unknown = "no start and seed is finished in both."
+    elif all(entry.difference.low is None for entry in compared):
+        unknown = "a single pair of cells, which allows no interval and no conclusion."
+    return Verdict(
+        arm=arm,
+        higher=tuple(entry for entry in compared if entry.clear and entry.difference.mean > 0),
+        lower=tuple(entry for entry in compared if entry.clear and entry.difference.mean < 0),
+        undecided=tuple(entry for entry in compared if any(entry.differences) and not entry.clear),
+        same=tuple(entry for entry in compared if not any(entry.differences)),
+        unknown=unknown,
+    )
+
+
+def extent(results: Results) -> list[str]:
+    """How large the study is and how much of it is there."""
+    axes = ((results.arms, "arm"), (results.starts, "start"), (results.seeds, "seed"))
+    planned, missing = len(results.cells), len(results.cells) - len(results.finished)
+    size = f"{' × '.join(_count(len(values), noun) for values, noun in axes)}: {_count(planned, 'cell')}"
+    if not results.finished:
+        return [f"{size}, none finished: there is nothing to compare yet."]
+    if not missing:
+        return [f"{size}, all finished."]
+    return [f"{size}, {len(results.finished)} finished. The other {_count(missing, 'cell')} are listed below."]
+
+
+def summary(results: Results) -> list[str]:
+    """What came out, in sentences."""
+    sentences = extent(results)
+    return sentences + [_sentence(results, verdict(results, arm)) for arm in results.others if results.finished]
+
+
+def _sentence(results: Results, verdict: Verdict) -> str:
+    name = f"{verdict.arm} against {results.baseline}"
+    if verdict.unknown is not None:
+        return f"{name}: {verdict.unknown}"
+    parts = []
+    for word, entries in (("higher", verdict.higher), ("lower", verdict.lower)):
+        if entries:
+            parts.append(f"{word} on {_listed([told(entry) for entry in entries])}")
+    for word, entries in (("undecided", verdict.undecided), ("the same", verdict.same)):
+        if entries:
+            parts.append(f"{word} on {_listed([entry.metric for entry in entries])}")
+    return f"{name}: {'; '.join(parts)}."
+
+
+def told(entry: Entry) -> str:
+    """A metric with its difference."""
+    return f"{entry.metric} ({signed(entry.difference.mean)})"
+
+
+def _listed(texts: list[str]) -> str:
+    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
+
+
+def caveats(results: Results) -> list[str]:
+    """What the numbers do not say; each is true of this study."""
+    notes = list(results.notes)
+    notes += [f"{metric}: no finished cell has this metric." for metric in _missing(results)]
+    notes += _unmatched(results)
+    pairs = max((len(_pairs(results, arm)) for arm in results.others), default=0)
+    if pairs:
+        floor = smallest_sign_flip_p(pairs)
+        reach = "cannot reach p < 0.05, however large the effect" if floor >= 0.05 else "can reach p < 0.05"
+        notes.append(f"An exact sign-flip test over {_count(pairs, 'pair')} has p ≥ {floor:.3g}: it {reach}.")
+    notes.append(
+        "Intervals are 95 % Student t intervals over cells; differences are paired by start and seed. "
+        "They are not corrected for the number of comparisons."
+    )
+    if len(results.starts) > 1:
+        notes.append(
+            "Cells of one start are counted as independent; for a claim about new starts the intervals are too narrow."
+        )
+    return notes
+
+
+def _missing(results: Results) -> list[str]:
+    return [metric for metric in results.headline if results.finished and metric not in results.all_metrics]
+
+
+def _pairs(results: Results, arm: str) -> set:
+    ours = {cell.pair for cell in results.of(arm) if cell.finished}
+    return ours & {cell.pair for cell in results.of(results.baseline) if cell.finished}
+
+
+def _unmatched(results: Results) -> list[str]:
+    """Budgets that differ from the baseline's."""
+    notes = []
+    for arm in results.others:
+        cell, reference = results.shown(arm), results.shown(results.baseline)
+        if cell is None or reference is None:
+            continue
+        budgets = [(name, cell.metrics.get(name), reference.metrics.get(name)) for name in ("steps", "samples")]
+        if cell.trained and reference.trained and abs(cell.trained / reference.trained - 1) > 0.01:
+            budgets.append(("trained parameters", cell.trained, reference.trained))  # a learned scale is no matter
+        for name, ours, theirs in budgets:
+            if ours != theirs:
+                numbers = f"{number(ours)} against {number(theirs)}"
+                notes.append(f"Not matched: {name} of {arm} and {results.baseline} differ ({numbers}).")
+    return notes
+
+
+def score(interval: Interval | None) -> str:
+    """A mean with its half width: 0.912 ± 0.021."""
+    if interval is None:
+        return "n/a"
+    half = "n/a" if interval.half_width is None else f"{interval.half_width:.3f}"
+    return f"{interval.mean:.3f} ± {half}"
+
+
+def signed(value: float) -> str:
+    """A difference with its sign: +0.021."""
+    text = f"{value:+.3f}"
+    return text.replace("-", MINUS) if float(text) else "0.000"
+
+
+def bounds(interval: Interval) -> str:
+    """The ends of a difference's interval: [+0.003, +0.039]."""
+    if interval.low is None or interval.high is None:
+        return "n/a"
+    return f"[{signed(interval.low)}, {signed(interval.high)}]"
+
+
+def number(value: float | None) -> str:
+    """A count with thin spaces between thousands, as it reads in every language."""
+    return "n/a" if value is None else f"{value:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def setting(value: object) -> str:
+    """A config value as YAML would have it, on one line."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 60 else f"{text[:59]}…"

@@ -1,0 +1,185 @@
+"""StudyFile: the study's YAML, checked key by key; every fault is found before any is reported."""
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alignlab.experiment.reading import load, near, parse_override, put
+
+KEYS = ("base", "overrides", "arms", "starts", "seeds", "baseline", "metrics")
+
+
+@dataclass(frozen=True)
+class Start:
+    """A checkpoint to start from; the path is None where every arm keeps its own."""
+
+    name: str
+    path: str | None
+
+
+@dataclass(frozen=True)
+class StudyFile:
+    """What a study's YAML says, with its configs not yet merged.
+
+    Args:
+        description: The comment at the head of the file.
+        base: The experiment that all arms share.
+        overrides: Changes to the base for all arms.
+        arms: Changes by arm; a key ``base`` names experiment files that are laid over the base first.
+        starts: Checkpoints; empty where the base's is the only one.
+        seeds: Distinct whole numbers.
+        baseline: The arm that the others are compared with.
+        metrics: Headline metrics; empty for all.
+        last: Changes from the command line (``key=value``), laid over every cell last.
+    """
+
+    path: Path
+    description: str
+    base: tuple[Path, ...]
+    overrides: dict[str, Any]
+    arms: dict[str, dict[str, Any]]
+    starts: tuple[Start, ...]
+    seeds: tuple[int, ...]
+    baseline: str
+    metrics: tuple[str, ...]
+    last: tuple[str, ...]
+
+
+def read(path: Path, changes: Sequence[str], faults: list[str]) -> StudyFile:
+    """Read and check a study file; what is wrong is left out of the result.
+
+    Args:
+        path: The YAML.
+        changes: ``key=value`` from the command line; a key of the study file itself changes it, others every cell.
+        faults: Takes one line a fault.
+    """
+    content = load(path)
+    last = []
+    for change in changes:
+        key, value = parse_override(change)
+        if key[0] in KEYS:
+            content = put(content, key, value, (), change)
+        else:
+            last.append(change)
+    faults += [f"unknown key {key!r}{meant(str(key), KEYS)}" for key in content if key not in KEYS]
+    overrides = content.get("overrides") or {}
+    if not isinstance(overrides, dict):
+        faults.append(f"overrides: expected a mapping of experiment keys, got {overrides!r}")
+        overrides = {}
+    arms = _arms(content.get("arms"), faults)
+    return StudyFile(
+        path=path,
+        description=_description(path),
+        base=files(path, "base", content.get("base"), faults),
+        overrides=overrides,
+        arms=arms,
+        starts=_starts(content.get("starts"), faults),
+        seeds=_seeds(content.get("seeds", [0]), faults),
+        baseline=_baseline(content.get("baseline"), arms, faults),
+        metrics=_texts("metrics", content.get("metrics") or [], faults),
+        last=tuple(last),
+    )
+
+
+def meant(word: str, words: Collection[str]) -> str:
+    """What may have been meant, else what there is."""
+    return near(word, words) or f"; there is {', '.join(words)}"
+
+
+def slug(name: str) -> str:
+    """A name as a part of a path."""
+    return re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "unnamed"
+
+
+def files(study: Path, key: str, value: Any, faults: list[str]) -> tuple[Path, ...]:
+    """The experiment files that a key names, relative to the study's own."""
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        faults.append(f"{key}: expected an experiment file or a list of them, got {value!r}")
+        return ()
+    return tuple(study.parent / name for name in names)
+
+
+def _description(path: Path) -> str:
+    """The comment at the head of the file, without the command that often stands at its end."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(re.split(r"\s{2,}alignlab ", line.lstrip("# "))[0].strip())
+    return " ".join(line for line in lines if line and not line.startswith("alignlab "))
+
+
+def _arms(value: Any, faults: list[str]) -> dict[str, dict[str, Any]]:
+    if not isinstance(value, dict) or not value:
+        faults.append(f"arms: expected a mapping of at least one name to its overrides, got {value!r}")
+        return {}
+    for name, overrides in value.items():
+        if not isinstance(name, str):
+            faults.append(f"arms: a name must be text, got {name!r}; put it in quotes")
+        if not isinstance(overrides, dict | None):
+            faults.append(f"arm {name}: expected a mapping of experiment keys, got {overrides!r}")
+    arms = {str(name): overrides for name, overrides in value.items()}
+    _distinct("arms", arms, faults)
+    return {name: overrides if isinstance(overrides, dict) else {} for name, overrides in arms.items()}
+
+
+def _starts(value: Any, faults: list[str]) -> tuple[Start, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not value:
+        faults.append(f"starts: expected a list of at least one checkpoint path, got {value!r}")
+        return ()
+    starts = []
+    for item in value:
+        pair = {"name": Path(item).name, "path": item} if isinstance(item, str) else item
+        if (
+            isinstance(pair, dict)
+            and pair.keys() == {"name", "path"}
+            and all(isinstance(x, str) for x in pair.values())
+        ):
+            starts.append(Start(pair["name"], pair["path"]))
+        else:
+            faults.append(f"starts: expected a path or {{name: ..., path: ...}}, got {item!r}")
+    _distinct("starts", [start.name for start in starts], faults)
+    return tuple(starts)
+
+
+def _distinct(key: str, names: Iterable[str], faults: list[str]) -> None:
+    """Names become directories, and some file systems do not tell capitals from small letters."""
+    seen: dict[str, str] = {}
+    for name in names:
+        key_on_disk = slug(name).lower()
+        if key_on_disk in seen:
+            faults.append(
+                f"{key}: {seen[key_on_disk]!r} and {name!r} would share a directory; give them different names"
+            )
+        seen[key_on_disk] = name
+
+
+def _seeds(value: Any, faults: list[str]) -> tuple[int, ...]:
+    whole = isinstance(value, list) and value and all(type(seed) is int and seed >= 0 for seed in value)
+    if not whole:
+        faults.append(f"seeds: expected a list of whole numbers from 0 on, got {value!r}")
+        return ()
+    twice = sorted({seed for seed in value if value.count(seed) > 1})
+    if twice:
+        faults.append(f"seeds: {', '.join(map(str, twice))} stands there more than once; a seed counts once")
+    return tuple(value)
+
+
+def _baseline(value: Any, arms: dict[str, dict[str, Any]], faults: list[str]) -> str:
+    if value is None:
+        return next(iter(arms), "")
+    if arms and value not in arms:
+        faults.append(f"baseline: no arm is called {value!r}{meant(str(value), arms)}")
+    return str(value)
+
+
+def _texts(key: str, value: Any, faults: list[str]) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        faults.append(f"{key}: expected a list of names such as caption/exact, got {value!r}")
+        return ()
+    return tuple(value)

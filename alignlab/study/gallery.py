@@ -1,0 +1,111 @@
+"""Gallery: test pictures beside what every arm says about them."""
+
+import base64
+import difflib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from alignlab.study.results import CellResult, Results
+
+MOST = 12
+WIDEST = 320
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one or several arms wrote: words with whether each is out of place, and the item's score."""
+
+    arms: tuple[str, ...]
+    words: tuple[tuple[str, bool], ...]
+    score: float
+
+
+@dataclass(frozen=True)
+class Card:
+    """One picture with its reference and the answers of all arms. The picture is a data URI."""
+
+    picture: str
+    width: int
+    prompt: str
+    reference: str
+    answers: tuple[Answer, ...]
+
+
+@dataclass(frozen=True)
+class Wall:
+    """The cards of one evaluator; the prompt stands once where all cards share it."""
+
+    evaluator: str
+    prompt: str | None
+    cards: tuple[Card, ...]
+
+
+def walls(results: Results) -> list[Wall]:
+    """One wall for every evaluator whose items have pictures; pictures that divide the arms come first."""
+    shown = {arm: cell for arm in results.arms if (cell := results.shown(arm)) is not None}
+    evaluators = dict.fromkeys(name for cell in shown.values() for name in cell.evaluators)
+    hung = [_wall(evaluator, shown) for evaluator in evaluators]
+    return [wall for wall in hung if wall.cards]
+
+
+def _wall(evaluator: str, shown: dict[str, CellResult]) -> Wall:
+    by_arm = {arm: {item["id"]: item for item in cell.items(evaluator)} for arm, cell in shown.items()}
+    pictures: dict[str, Path] = {}
+    for arm, items in by_arm.items():
+        for id, item in items.items():
+            if item.get("picture") and all(id in other for other in by_arm.values()):
+                pictures.setdefault(id, shown[arm].directory / item["picture"])
+    rows = {id: [items[id] for items in by_arm.values()] for id in pictures}
+    order = sorted(rows, key=lambda id: -_spread(rows[id]))
+    cards = [_card(pictures[id], list(shown), rows[id]) for id in order[:MOST]]
+    found = tuple(card for card in cards if card is not None)
+    prompts = {card.prompt for card in found}
+    return Wall(evaluator, prompts.pop() if len(prompts) == 1 else None, found)
+
+
+def _spread(items: Sequence[dict[str, Any]]) -> float:
+    scores = [item["score"] for item in items]
+    return max(scores) - min(scores)
+
+
+def _card(picture: Path, arms: Sequence[str], items: Sequence[dict[str, Any]]) -> Card | None:
+    embedded = _embed(picture)
+    if embedded is None:
+        return None
+    reference = str(items[0].get("reference", ""))
+    wrote: dict[tuple[str, float], list[str]] = {}
+    for arm, item in zip(arms, items, strict=True):
+        wrote.setdefault((str(item["output"]), item["score"]), []).append(arm)
+    answers = [Answer(tuple(same), _marked(output, reference), score) for (output, score), same in wrote.items()]
+    return Card(*embedded, str(items[0].get("prompt", "")), reference, tuple(answers))
+
+
+def _marked(output: str, reference: str) -> tuple[tuple[str, bool], ...]:
+    """The output's words, True where the reference has no such word in that place."""
+    words = output.split()
+    matcher = difflib.SequenceMatcher(None, [word.lower() for word in words], reference.lower().split(), autojunk=False)
+    right = {block.a + i for block in matcher.get_matching_blocks() for i in range(block.size)}
+    return tuple((word, index not in right) for index, word in enumerate(words))
+
+
+def _embed(path: Path) -> tuple[str, int] | None:
+    """A picture as a data URI and its width; large ones smaller; None where it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            picture = image.convert("RGB")
+    except (OSError, UnidentifiedImageError):
+        return None
+    buffer = io.BytesIO()
+    if max(picture.size) > WIDEST:
+        picture.thumbnail((WIDEST, WIDEST))
+        picture.save(buffer, "JPEG", quality=85)
+        kind = "jpeg"
+    else:
+        picture.save(buffer, "PNG", optimize=True)
+        kind = "png"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", picture.width

@@ -1,0 +1,287 @@
+"""Study: arms x starts x seeds, expanded into cells and validated before the first one starts."""
+
+import itertools
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from alignlab.errors import InputError
+from alignlab.experiment.reading import merge, parse_override, put
+from alignlab.experiment.reading import read as read_experiment
+from alignlab.study.file import Start, StudyFile, files, read, slug
+from alignlab.study.state import State, read_json, state, write_json
+
+MANIFEST = "study.json"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One experiment of a study.
+
+    Args:
+        config: Resolved, as ``alignlab.experiment.run.run`` takes it.
+        directory: The run directory. Its name holds the digest, so an edited study never writes over a finished cell.
+        digest: Content hash of the config.
+        differs: Config keys and values that are not those of the baseline arm.
+    """
+
+    arm: str
+    start: str
+    seed: int
+    config: dict[str, Any]
+    directory: Path
+    digest: str
+    differs: dict[str, Any]
+
+    @property
+    def label(self) -> str:
+        return f"{self.arm} · {self.start} · seed {self.seed}"
+
+    @property
+    def state(self) -> State:
+        return state(self.directory, self.digest)
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is compared: every cell, resolved and valid.
+
+    Args:
+        directory: Holds ``study.json``, ``cells/`` and the report.
+        cells: In the order of arms, starts, seeds; cells of the same content share one directory.
+        notes: What a reader of the plan should know.
+    """
+
+    name: str
+    description: str
+    directory: Path
+    arms: tuple[str, ...]
+    starts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    baseline: str
+    metrics: tuple[str, ...]
+    cells: tuple[Cell, ...]
+    notes: tuple[str, ...]
+
+    @classmethod
+    def load(cls, path: Path, *, directory: Path | None = None, overrides: Sequence[str] = ()) -> "Study":
+        """Read, expand and validate a study.
+
+        Args:
+            path: The study's YAML.
+            directory: Where it is kept; default ``runs/<name of the file>``.
+            overrides: ``key=value``, laid over every cell last; ``seeds=[0]`` and the file's other keys change those.
+
+        Raises:
+            InputError: All faults of the file and of all configs, one line each.
+        """
+        path = Path(path)
+        directory = Path("runs") / path.stem if directory is None else Path(directory)
+        faults: list[str] = []
+        file = read(path, overrides, faults)
+        cells = _expand(file, directory, faults)
+        if faults:
+            count = "1 error" if len(faults) == 1 else f"{len(faults)} errors"
+            raise InputError(f"{path}: {count}\n" + "\n".join(f"  {fault}" for fault in faults))
+        _check_owner(directory, path.stem)
+        cells, notes = _share(_with_differences(cells, file.baseline))
+        if any(str(cell.config["data"].get("class_path")).rpartition(".")[2] == "Scenes" for cell in cells):
+            notes = (*notes, "Results on the scenes lab are claims about the lab, not about natural images.")
+        return cls(
+            name=path.stem,
+            description=file.description,
+            directory=directory,
+            arms=tuple(file.arms),
+            starts=tuple(dict.fromkeys(cell.start for cell in cells)),
+            seeds=file.seeds,
+            baseline=file.baseline,
+            metrics=file.metrics,
+            cells=cells,
+            notes=notes,
+        )
+
+    def save(self, command: str) -> None:
+        """Write ``study.json``, from which a report is made without the YAML.
+
+        Args:
+            command: What the user typed.
+        """
+        _check_owner(self.directory, self.name)
+        cells = [
+            {
+                "arm": cell.arm,
+                "start": cell.start,
+                "seed": cell.seed,
+                "directory": cell.directory.relative_to(self.directory).as_posix(),
+                "digest": cell.digest,
+                "differs": cell.differs,
+            }
+            for cell in self.cells
+        ]
+        names = ("name", "description", "arms", "starts", "seeds", "baseline", "metrics", "notes")
+        manifest = {"command": command, **{name: vars(self)[name] for name in names}, "cells": cells}
+        write_json(self.directory / MANIFEST, manifest)
+
+
+def _check_owner(directory: Path, name: str) -> None:
+    """A directory that holds anything else stays as it is."""
+    if not directory.exists() or (directory.is_dir() and all(path.name[0] == "." for path in directory.iterdir())):
+        return
+    manifest = read_json(directory / MANIFEST)
+    owner = "no study" if manifest is None else f"the study {manifest.get('name')!r}"
+    if manifest is None or manifest.get("name") != name:
+        raise InputError(
+            f"{directory} holds {owner}, so the study {name!r} cannot be kept there; name another directory"
+        )
+
+
+def _expand(file: StudyFile, directory: Path, faults: list[str]) -> list[Cell]:
+    """Every cell, resolved; the faults of all of them are collected, each naming its arms."""
+    from alignlab.experiment.config import digest, resolve
+
+    cells: list[Cell] = []
+    wrong: dict[str, list[str]] = defaultdict(list)
+    arms = _arm_configs(file, faults)
+    starts = file.starts or (Start(_own_start(arms.get(file.baseline, {})), None),)
+    for (arm, config), start in itertools.product(arms.items(), starts):
+        for seed in file.seeds or (0,):
+            try:
+                written = merge(config, _placing(file, config, arm, start, seed))
+                resolved = resolve(written)
+            except InputError as error:
+                for line in _lines(error):
+                    wrong[line].append(arm)
+                break  # another seed has the same faults
+            content = digest(resolved)
+            place = directory / "cells" / slug(arm) / f"{slug(start.name)}-seed{seed}-{content}"
+            cells.append(Cell(arm, start.name, seed, resolved, place, content, dict(leaves(written))))
+    faults += [f"{_owners(names, file.arms)}: {line}" for line, names in wrong.items()]
+    return cells
+
+
+def _lines(error: InputError) -> list[str]:
+    return list(dict.fromkeys(line.strip() for line in str(error).splitlines() if line.strip()))
+
+
+def _with_differences(cells: list[Cell], baseline: str) -> list[Cell]:
+    """Replace what was written for every cell by what is not the baseline's."""
+    reference = {(cell.start, cell.seed): cell.config for cell in cells if cell.arm == baseline}
+    return [
+        replace(cell, differs=differences(cell.config, reference[cell.start, cell.seed], cell.differs))
+        for cell in cells
+    ]
+
+
+def _arm_configs(file: StudyFile, faults: list[str]) -> dict[str, dict[str, Any]]:
+    """Base, the arm's files, the study's overrides, the arm's keys, the command line: each laid over the last.
+
+    Nothing is resolved where a file cannot be read: its keys would be missed in every arm.
+    """
+    unread = len(faults) if file.base else -1
+    base = _over({"python_path": [str(file.path.resolve().parent)]}, file.base, faults)
+    configs = {}
+    for arm, keys in file.arms.items():
+        paths = files(file.path, f"arm {arm}: base", keys["base"], faults) if "base" in keys else ()
+        own = {key: value for key, value in keys.items() if key != "base"}
+        config = merge(merge(_over(base, paths, faults), file.overrides), own)
+        for change in file.last:
+            config = put(config, *parse_override(change), (), change)
+        configs[arm] = config
+    readable = len(faults) == unread
+    for arm, keys in file.arms.items():
+        faults += _contested(file, arm, {**file.overrides, **keys})
+    return configs if readable else {}
+
+
+def _over(config: dict[str, Any], paths: Sequence[Path], faults: list[str]) -> dict[str, Any]:
+    """Lay experiment files over a config; own classes are looked for in the folders of all of them."""
+    for path in paths:
+        try:
+            above = read_experiment(path)
+        except InputError as error:
+            faults.append(str(error))
+            continue
+        folders = [*above.get("python_path", ()), *config["python_path"]]
+        config = {**merge(config, above), "python_path": list(dict.fromkeys(folders))}
+    return config
+
+
+def _contested(file: StudyFile, arm: str, changes: dict[str, Any]) -> list[str]:
+    """Keys that the study itself sets for every cell."""
+    backbone = changes.get("backbone")
+    faults = [f"arm {arm}: seed: a study's seeds stand under its key 'seeds'"] if "seed" in changes else []
+    if file.starts and isinstance(backbone, dict) and "path" in backbone:
+        faults.append(f"arm {arm}: backbone.path: the study's key 'starts' sets it for all arms; leave out one of them")
+    return faults
+
+
+def _placing(file: StudyFile, config: dict[str, Any], arm: str, start: Start, seed: int) -> dict[str, Any]:
+    """What makes a cell of an arm: seed, start, and its place in Weights & Biases."""
+    wandb = config.get("wandb")
+    tags = wandb.get("tags") if isinstance(wandb, dict) else None
+    tags = [*(tags if isinstance(tags, list) else ()), arm, start.name, f"seed{seed}"]
+    placing: dict[str, Any] = {"seed": seed, "wandb": {"group": file.path.stem, "tags": tags}}
+    return placing if start.path is None else {**placing, "backbone": {"path": start.path}}
+
+
+def _own_start(config: dict[str, Any]) -> str:
+    """The name of the one start of a study that names none: its baseline's checkpoint."""
+    backbone = config.get("backbone")
+    path = backbone.get("path") if isinstance(backbone, dict) else None
+    return Path(path).name if isinstance(path, str) else "base"
+
+
+def _owners(names: list[str], arms: dict[str, Any]) -> str:
+    names = list(dict.fromkeys(names))
+    return "every arm" if len(names) == len(arms) > 1 else ("arm " if len(names) == 1 else "arms ") + ", ".join(names)
+
+
+def _share(cells: list[Cell]) -> tuple[tuple[Cell, ...], tuple[str, ...]]:
+    """Let cells of the same content, whatever their names, share the directory of the first: it is computed once."""
+    first: dict[str, Cell] = {}
+    shared, notes = [], {}
+    for cell in cells:
+        original = first.setdefault(cell.digest, cell)
+        shared.append(replace(original, arm=cell.arm, start=cell.start, differs=cell.differs))
+        if original.arm != cell.arm:
+            notes[
+                f"{cell.arm} is the same config as {original.arm}; it is computed once and stands under both names."
+            ] = 0
+        elif original.start != cell.start:
+            notes[f"Start {cell.start} is the same as {original.start}; it is computed once."] = 0
+    return tuple(shared), tuple(notes)
+
+
+def differences(config: dict[str, Any], reference: dict[str, Any], written: Collection[str]) -> dict[str, Any]:
+    """Keys of one resolved config whose values are not the reference's; None for keys that only the reference has.
+
+    Where a class was replaced, of its arguments only those that were written are given.
+    """
+    ours, theirs = dict(leaves(config)), dict(leaves(reference))
+    changed = {key: value for key, value in ours.items() if key not in theirs or theirs[key] != value}
+    changed |= dict.fromkeys(key for key in theirs if key not in ours)
+    return {key: value for key, value in changed.items() if key in written or not _below(key, changed)}
+
+
+def _below(key: str, changed: Collection[str]) -> bool:
+    """Whether a key belongs to one that changed itself."""
+    parts = key.split(".")
+    return any(".".join(parts[:count]) in changed for count in range(1, len(parts)))
+
+
+def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values; ``class_path`` gives its key the class's name, ``init_args`` is left out of the key."""
+    if not isinstance(value, dict) or not value:
+        yield key, value
+        return
+    for name, item in value.items():
+        if not key and name in ("wandb", "seed", "python_path"):
+            continue
+        if name == "class_path":
+            yield key, str(item).rpartition(".")[2]
+        elif name == "init_args" and not item:
+            continue
+        else:
+            yield from leaves(item, key if name == "init_args" else f"{key}.{name}".lstrip("."))

@@ -1,0 +1,197 @@
+"""Plots: SVG for the report, drawn by matplotlib and coloured by the page, so that they are legible in light and dark.
+
+matplotlib writes stand-in colours, which are then replaced by the page's CSS variables; text stays text.
+"""
+
+import io
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from alignlab.study.comparison import Entry
+from alignlab.study.results import CellResult, Results
+from alignlab.study.statistics import Interval
+
+INK, MUTED, GRID, CARD = "#010203", "#040506", "#070809", "#0c0d0e"
+NUM_COLORS = 9
+"""Of the page's CSS variables --arm0 (the baseline) to --arm8; more arms begin again at --arm1."""
+
+SETTINGS = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "alignlab",
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": MUTED,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "xtick.labelsize": 10,
+    "ytick.labelsize": 10,
+}
+
+
+def color_index(results: Results, arm: str) -> int:
+    """The number of an arm's colour: 0 for the baseline."""
+    if arm == results.baseline:
+        return 0
+    return 1 + results.others.index(arm) % (NUM_COLORS - 1)
+
+
+def score_plot(results: Results, entries: Sequence[Entry]) -> str:
+    """One metric: on the left every arm's mean with its interval and its cells, on the right the paired differences.
+
+    Args:
+        entries: Of all arms on one metric.
+    """
+    with rc_context(SETTINGS):
+        figure = Figure(figsize=(400 / 72, (40 + 28 * len(entries)) / 72))
+        left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+        figure.subplots_adjust(left=0.23, right=0.97, top=0.99, bottom=36 / (40 + 28 * len(entries)), wspace=0.18)
+        for row, entry in enumerate(entries):
+            color = _color(color_index(results, entry.arm))
+            _draw_score(left, row, entry, color)
+            _draw_difference(right, row, entry, color)
+        left.set_yticks(range(len(entries)), [_short(entry.arm) for entry in entries])
+        left.tick_params(axis="y", labelcolor=INK, labelsize=11)
+        left.set_ylim(len(entries) - 0.5, -0.5)
+        left.set_xlim(*_score_range(entries))
+        left.set_xlabel("score")
+        right.axvline(0, color=MUTED, linewidth=1)
+        right.set_xlim(*_difference_range(entries))
+        right.set_xlabel(f"difference to {_short(results.baseline)}")
+        for axes in (left, right):
+            axes.grid(axis="y", visible=False)
+            axes.spines["left"].set_visible(False)
+            axes.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 2.5, 5, 10]))
+            axes.xaxis.set_major_formatter(_tick)
+        right.tick_params(axis="y", labelleft=False)
+        return _svg(figure, f"{entries[0].metric}: scores and differences to {results.baseline}")
+
+
+def _draw_score(axes: Axes, row: int, entry: Entry, color: str) -> None:
+    if entry.score is None:
+        place = axes.get_yaxis_transform()
+        axes.text(0.01, row, "no finished cell", va="center", color=MUTED, transform=place, size=10)
+        return
+    axes.barh(row, entry.score.mean, height=0.6, color=color, alpha=0.3, linewidth=0)
+    _draw_interval(axes, row, entry.score, color)
+    _draw_cells(axes, row, entry.values, color)
+
+
+def _draw_difference(axes: Axes, row: int, entry: Entry, color: str) -> None:
+    if entry.difference is None:
+        return
+    _draw_interval(axes, row, entry.difference, color)
+    fill = color if entry.clear else CARD
+    axes.plot(entry.difference.mean, row, "o", color=fill, ms=7, mec=color, mew=1.5, zorder=4)
+
+
+def _draw_interval(axes: Axes, row: int, interval: Interval, color: str) -> None:
+    if interval.low is not None:
+        axes.plot([interval.low, interval.high], [row, row], color=color, linewidth=2, solid_capstyle="round")
+
+
+def _draw_cells(axes: Axes, row: int, values: Sequence[float], color: str) -> None:
+    axes.plot(values, _spread(row, len(values)), "o", color=color, ms=5, mec=CARD, mew=0.8, zorder=3)
+
+
+def _spread(row: int, count: int) -> np.ndarray:
+    """Heights at which equal values do not hide one another."""
+    return row + (np.linspace(-0.16, 0.16, count) if count > 1 else np.zeros(count))
+
+
+def _score_range(entries: Sequence[Entry]) -> tuple[float, float]:
+    """From 0, and to 1 where the values come near it; bars that do not begin at 0 would mislead."""
+    values = [value for entry in entries for value in entry.values] or [0.0, 1.0]
+    low, high = min(0.0, *values), max(values)
+    if low == 0 and 0.4 <= high <= 1:
+        return 0.0, 1.0
+    margin = 0.12 * ((high - low) or 1)
+    return (low if low == 0 else low - margin), high + margin
+
+
+def _difference_range(entries: Sequence[Entry]) -> tuple[float, float]:
+    reach = [0.0]
+    for entry in entries:
+        reach += entry.differences
+        if entry.difference is not None and entry.difference.low is not None:
+            reach += entry.difference[1:]
+    margin = 0.1 * ((max(reach) - min(reach)) or 0.1)
+    return min(reach) - margin, max(reach) + margin
+
+
+def curve_plot(results: Results, arm: str, *, wide: bool = False) -> str | None:
+    """Training and validation loss of an arm's cells over steps, with their means; None where nothing was logged.
+
+    Args:
+        wide: For half of the page's width, else for a third.
+    """
+    cells = results.of(arm)
+    if not any(cell.curve(metric)[0] for cell in cells for metric in ("train/loss", "val/loss")):
+        return None
+    with rc_context(SETTINGS):
+        figure = Figure(figsize=(400 / 72, 235 / 72) if wide else (340 / 72, 220 / 72))
+        axes = figure.subplots()
+        figure.subplots_adjust(left=0.13, right=0.97, top=0.96, bottom=0.19)
+        color = _color(color_index(results, arm))
+        for metric, style in (("train/loss", "-"), ("val/loss", "--")):
+            for cell in cells:
+                marker = "" if len(cell.curve(metric)[0]) > 1 else "."
+                axes.plot(*cell.curve(metric), style, marker=marker, color=color, alpha=0.5, linewidth=0.8)
+            axes.plot(*_mean_curve(cells, metric), style, color=color, linewidth=2)
+        axes.set_xlabel("optimizer steps")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.margins(x=0.02)
+        return _svg(figure, f"learning curves of {arm}: training loss solid, validation loss dashed")
+
+
+def _mean_curve(cells: Sequence[CellResult], metric: str) -> tuple[list[int], list[float]]:
+    """Mean over the finished cells, at the steps that all of them have."""
+    curves = [dict(zip(*cell.curve(metric), strict=True)) for cell in cells if cell.finished]
+    steps = sorted(set.intersection(*(set(curve) for curve in curves))) if len(curves) > 1 else []
+    return steps, [float(np.mean([curve[step] for curve in curves])) for step in steps]
+
+
+def _color(index: int) -> str:
+    return f"#0a0b0{index}"
+
+
+def _tick(value: float, _: int) -> str:
+    return f"{value:g}".replace("-", "\N{MINUS SIGN}")
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 14 else f"{name[:13]}…"
+
+
+def _svg(figure: Figure, label: str) -> str:
+    """The figure as an ``<svg>`` element that takes the page's width, font and colours."""
+    buffer = io.StringIO()
+    FigureCanvasSVG(figure)
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
+    for color, variable in ((INK, "--ink"), (MUTED, "--muted"), (GRID, "--line"), (CARD, "--card")):
+        text = text.replace(color, f"var({variable})")
+    text = re.sub(r"#0a0b0(\d)", r"var(--arm\1)", text)
+    view = re.search(r'viewBox="[^"]*"', text)[0]
+    label = label.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
+    opening = f'<svg class="plot" role="img" aria-label="{label}" {view} xmlns:xlink="http://www.w3.org/1999/xlink">'
+    return opening + text[text.index(">") + 1 :]

@@ -1,0 +1,170 @@
+"""report: a study's results in the terminal, as ``report.md`` and as one self-contained ``report.html``."""
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from rich.console import Console
+from rich.markup import escape
+
+from alignlab.study import gallery, plots
+from alignlab.study.comparison import (
+    bounds,
+    caveats,
+    compare,
+    extent,
+    number,
+    score,
+    setting,
+    signed,
+    summary,
+    verdict,
+)
+from alignlab.study.display import duration
+from alignlab.study.results import CellResult, Results
+from alignlab.study.tables import score_table, shown, told, unfinished
+
+
+def report(directory: Path, *, console: Console | None = None) -> Path:
+    """Report on a study, finished or not, from its directory alone.
+
+    Args:
+        directory: Of the study; ``report.md`` and ``report.html`` are written there.
+        console: Takes the table and the page's place; default the terminal.
+
+    Returns:
+        The HTML file.
+
+    Raises:
+        InputError: The directory is not a study's.
+    """
+    results = Results.read(Path(directory))
+    console = console or Console()
+    _print(results, console)
+    (results.directory / "report.md").write_text(markdown(results), encoding="utf-8")
+    page = results.directory / "report.html"
+    page.write_text(html(results), encoding="utf-8")
+    console.print(f"Report: {page}", soft_wrap=True, highlight=False)
+    return page
+
+
+def _print(results: Results, console: Console) -> None:
+    if results.finished:
+        console.print(score_table(results))
+    for line in summary(results):
+        console.print(escape(line), highlight=False)
+    for line in unfinished(results):
+        console.print(f"[red]○[/] {escape(line)}", highlight=False, soft_wrap=True)
+    for line in caveats(results):
+        console.print(f"[dim]{escape(line)}[/]", highlight=False)
+
+
+def markdown(results: Results) -> str:
+    """The report as Markdown."""
+    lines = [f"# {results.name}", ""]
+    lines += [results.description, ""] if results.description else []
+    lines += [f"- {sentence}" for sentence in summary(results)]
+    if results.finished:
+        lines += ["", "## Scores", "", "Mean ± 95 % interval over cells.", ""]
+        lines += _rows(["metric", *results.arms], [[m, *_scores(results, m)] for m in results.metrics])
+        lines += ["", f"## Differences to {results.baseline}", "", "Paired by start and seed, with 95 % intervals.", ""]
+        lines += _rows(["metric", *results.others], [[m, *_differences(results, m)] for m in results.metrics])
+    lines += ["", "## Arms", ""]
+    lines += _rows(["arm", f"differs from {results.baseline}"], [[arm, _differs(results, arm)] for arm in results.arms])
+    header = ["arm", "start", "seed", "state", "time", "steps", "samples", "trained parameters", "directory"]
+    lines += ["", "## Cells", "", *_rows(header, [_cell_row(cell, results.directory) for cell in results.cells])]
+    lines += ["", "## How to read this", "", *(f"- {note}" for note in caveats(results))]
+    lines += ["", "## Made by", "", "```", results.command or f"alignlab study report {results.directory}", "```", ""]
+    return "\n".join(lines)
+
+
+def _rows(header: list[str], rows: list[list[str]]) -> list[str]:
+    cells = [[text.replace("|", "\\|").replace("\n", "<br>") for text in row] for row in (header, *rows)]
+    lines = [f"| {' | '.join(row)} |" for row in cells]
+    return [lines[0], "|" + " --- |" * len(header), *lines[1:]]
+
+
+def _scores(results: Results, metric: str) -> list[str]:
+    return [score(compare(results, arm, metric).score) for arm in results.arms]
+
+
+def _differences(results: Results, metric: str) -> list[str]:
+    entries = [compare(results, arm, metric) for arm in results.others]
+    texts = []
+    for entry in entries:
+        text = f"{signed(entry.difference.mean)} {bounds(entry.difference)}" if entry.difference else "n/a"
+        texts.append(f"**{text}**" if entry.clear else text)
+    return texts
+
+
+def _differs(results: Results, arm: str) -> str:
+    return "; ".join(f"{key}: {setting(value)}" for key, value in results.of(arm)[0].differs.items()) or "–"
+
+
+def _cell_row(cell: CellResult, directory: Path) -> list[str]:
+    state = told(cell.state) + (f": {cell.reason}" if cell.reason else "")
+    place = cell.directory.relative_to(directory).as_posix()
+    return [cell.arm, cell.start, str(cell.seed), state, *_costs(cell), place]
+
+
+def _costs(cell: CellResult) -> list[str]:
+    """Time, steps, samples, trained parameters."""
+    time = "" if cell.seconds is None else duration(cell.seconds)
+    counts = (cell.metrics.get("steps"), cell.metrics.get("samples"), cell.trained)
+    return [time, *("" if count is None else number(count) for count in counts)]
+
+
+def html(results: Results) -> str:
+    """The report as one page that needs nothing else."""
+    environment = Environment(
+        loader=PackageLoader("alignlab.study", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"score": score, "signed": signed, "bounds": bounds, "setting": setting, "told": told}
+    environment.filters["breakable"] = _breakable
+    entries = {metric: [compare(results, arm, metric) for arm in results.arms] for metric in results.metrics}
+    wide = len(results.arms) in (1, 2, 4)  # two a row, else three
+    return environment.get_template("report.html.j2").render(
+        results=results,
+        colors={arm: plots.color_index(results, arm) for arm in results.arms},
+        extent=extent(results),
+        verdicts=[verdict(results, arm) for arm in results.others if results.finished],
+        caveats=caveats(results),
+        entries=entries,
+        score_plots={m: plots.score_plot(results, row) for m, row in entries.items() if any(e.score for e in row)},
+        curves=[(arm, plot) for arm in results.arms if (plot := plots.curve_plot(results, arm, wide=wide)) is not None],
+        wide=wide,
+        walls=gallery.walls(results),
+        costs=_costs,
+        facts=_facts(results),
+        versions=_versions(results),
+        place=shown,
+        made=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+    )
+
+
+def _breakable(name: str) -> Markup:
+    """A metric's name that may go on in the next line behind a slash or an underscore."""
+    return Markup(str(Markup.escape(name)).replace("/", "/<wbr>").replace("_", "_<wbr>"))
+
+
+def _facts(results: Results) -> list[str]:
+    """The line below the title."""
+    seconds = sum(cell.seconds or 0 for cell in {cell.directory: cell for cell in results.finished}.values())
+    facts = [f"{len(results.finished)} of {len(results.cells)} cells finished"]
+    return facts + ([f"{duration(seconds)} of computation"] if seconds else [])
+
+
+def _versions(results: Results) -> list[tuple[str, str]]:
+    """What the first finished cell ran on."""
+    found: dict[str, Any] = results.finished[0].versions if results.finished else {}
+    flat = []
+    for key, value in found.items():
+        inner = value.items() if isinstance(value, dict) else [(key, value)]
+        flat += [(name, str(item)) for name, item in inner if item not in (None, "")]
+    return flat

@@ -1,0 +1,154 @@
+"""Results: what the cells of a study have left behind, read from its directory alone."""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from alignlab.errors import InputError
+from alignlab.study.plan import MANIFEST
+from alignlab.study.state import FAILURE, METRICS, State, read_json, read_lines, state
+from alignlab.study.statistics import Pair
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """One cell and its run directory."""
+
+    arm: str
+    start: str
+    seed: int
+    directory: Path
+    digest: str
+    differs: dict[str, Any]
+    state: State
+
+    @property
+    def pair(self) -> Pair:
+        return self.start, self.seed
+
+    @property
+    def finished(self) -> bool:
+        return self.state == "finished"
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """The content of ``metrics.json``; empty where the cell is not finished."""
+        return (read_json(self.directory / METRICS) or {}) if self.finished else {}
+
+    @cached_property
+    def scores(self) -> dict[str, float]:
+        """Finite scores by metric."""
+        scores = self.metrics.get("scores", {})
+        return {name: value for name, value in scores.items() if value is not None and math.isfinite(value)}
+
+    @property
+    def seconds(self) -> float | None:
+        """Training and evaluation together."""
+        return sum(self.metrics["seconds"].values()) if "seconds" in self.metrics else None
+
+    @property
+    def trained(self) -> int | None:
+        """Parameters that were trained."""
+        return self.metrics.get("parameters", {}).get("trained")
+
+    @property
+    def reason(self) -> str | None:
+        """Why a failed cell failed, in one line."""
+        if self.state != "failed":
+            return None
+        failure = read_json(self.directory / FAILURE) or {}
+        return " ".join(str(failure.get("message", "unknown")).split())
+
+    def curve(self, metric: str) -> tuple[list[int], list[float]]:
+        """Steps and values of a logged metric, of unfinished cells too."""
+        lines = [line for line in self._curve if line.get(metric) is not None and math.isfinite(line[metric])]
+        return [line["step"] for line in lines], [line[metric] for line in lines]
+
+    @cached_property
+    def _curve(self) -> list[dict[str, Any]]:
+        return read_lines(self.directory / "curve.jsonl")
+
+    def items(self, evaluator: str) -> list[dict[str, Any]]:
+        """What an evaluator wrote down item by item."""
+        return read_lines(self.directory / "items" / f"{evaluator}.jsonl")
+
+    @property
+    def evaluators(self) -> list[str]:
+        return sorted(file.stem for file in (self.directory / "items").glob("*.jsonl"))
+
+    @property
+    def versions(self) -> dict[str, Any]:
+        return read_json(self.directory / "versions.json") or {}
+
+
+@dataclass(frozen=True)
+class Results:
+    """A study as its directory tells it."""
+
+    directory: Path
+    name: str
+    description: str
+    command: str
+    arms: tuple[str, ...]
+    starts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    baseline: str
+    headline: tuple[str, ...]
+    notes: tuple[str, ...]
+    cells: tuple[CellResult, ...]
+
+    @classmethod
+    def read(cls, directory: Path) -> "Results":
+        """Read a study directory.
+
+        Raises:
+            InputError: It is none.
+        """
+        manifest = read_json(directory / MANIFEST)
+        if manifest is None:
+            what = f"there is no {MANIFEST} in it" if directory.is_dir() else "there is no such directory"
+            raise InputError(f"{directory}: not the directory of a study: {what}; `alignlab study run` makes one")
+        cells = []
+        for cell in manifest["cells"]:
+            place = directory / cell["directory"]
+            cells.append(CellResult(**{**cell, "directory": place}, state=state(place, cell["digest"])))
+        lists = {key: tuple(manifest[key]) for key in ("arms", "starts", "seeds", "notes")}
+        texts = {key: manifest[key] for key in ("name", "description", "command", "baseline")}
+        return cls(directory, **texts, **lists, headline=tuple(manifest["metrics"]), cells=tuple(cells))
+
+    @property
+    def finished(self) -> list[CellResult]:
+        return [cell for cell in self.cells if cell.finished]
+
+    @property
+    def others(self) -> list[str]:
+        """The arms beside the baseline."""
+        return [arm for arm in self.arms if arm != self.baseline]
+
+    @cached_property
+    def all_metrics(self) -> list[str]:
+        """Every metric that a finished cell has, in the order of the evaluators."""
+        return list(dict.fromkeys(metric for cell in self.finished for metric in cell.scores))
+
+    @property
+    def metrics(self) -> list[str]:
+        """The metrics of the tables: the headline ones, else all."""
+        return list(self.headline) or self.all_metrics
+
+    def of(self, arm: str) -> list[CellResult]:
+        """The cells of an arm."""
+        return [cell for cell in self.cells if cell.arm == arm]
+
+    def done(self, arm: str) -> int:
+        """How many cells of an arm are finished."""
+        return sum(cell.finished for cell in self.of(arm))
+
+    def values(self, arm: str, metric: str) -> dict[Pair, float]:
+        """A metric of an arm's finished cells."""
+        return {cell.pair: cell.scores[metric] for cell in self.of(arm) if metric in cell.scores}
+
+    def shown(self, arm: str) -> CellResult | None:
+        """The finished cell that speaks for an arm in the gallery: of the first start, the first seed."""
+        return next((cell for cell in self.of(arm) if cell.finished), None)

@@ -1,0 +1,86 @@
+"""Tables: the plan and the results of a study in the terminal."""
+
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from alignlab.study.comparison import Entry, bounds, compare, score, setting, signed
+from alignlab.study.plan import Cell, Study
+from alignlab.study.results import Results
+
+COLORS = {"new": "default", "interrupted": "yellow", "failed": "red", "finished": "green"}
+
+
+def plan_table(study: Study) -> Table:
+    """The cells, what makes their arms differ from the baseline, and how far they are."""
+    cells = study.directory / "cells"
+    title = f"{study.name}: {len(study.cells)} cells in {cells}"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("arm", no_wrap=True)
+    table.add_column("start")
+    table.add_column("seed", justify="right")
+    table.add_column(f"differs from {escape(study.baseline)}", overflow="fold")
+    table.add_column("state")
+    table.add_column("directory", overflow="fold")
+    arm = None
+    for cell in study.cells:
+        if arm not in (None, cell.arm):
+            table.add_section()
+        place = escape(str(cell.directory.relative_to(cells)))
+        differs = escape(differing(cell)) if cell.arm != arm else ""
+        state = f"[{COLORS[cell.state]}]{cell.state}[/]"
+        table.add_row(escape(cell.arm), escape(cell.start), str(cell.seed), differs, state, place)
+        arm = cell.arm
+    return table
+
+
+def differing(cell: Cell) -> str:
+    return "\n".join(f"{key}: {setting(value)}" for key, value in cell.differs.items()) or "–"
+
+
+def score_table(results: Results) -> Table:
+    """Every metric: the arms with their means and their differences to the baseline."""
+    table = Table(title=f"{results.name}: mean ± 95 % interval over cells", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("metric, arm", overflow="fold")
+    table.add_column("score", justify="right", no_wrap=True)
+    table.add_column(f"difference to {escape(results.baseline)}", justify="right", no_wrap=True)
+    table.add_column("n", justify="right")
+    for metric in results.metrics:
+        table.add_row(f"[bold]{escape(metric)}")
+        for arm in results.arms:
+            entry = compare(results, arm, metric)
+            table.add_row(f"  {escape(arm)}", score(entry.score), _difference(entry), str(len(entry.values)))
+    return table
+
+
+def _difference(entry: Entry) -> Text:
+    if entry.difference is None:
+        return Text("")
+    style = "" if not entry.clear else "bold green" if entry.difference.mean > 0 else "bold magenta"
+    return Text(f"{signed(entry.difference.mean)} {bounds(entry.difference)}", style)
+
+
+def unfinished(results: Results) -> list[str]:
+    """A line for every cell without results."""
+    lines = []
+    for cell in results.cells:
+        if not cell.finished:
+            why = f": {cell.reason}" if cell.reason else ""
+            lines.append(
+                f"{cell.arm} · {cell.start} · seed {cell.seed}: {told(cell.state)}{why} ({shown(cell.directory)})"
+            )
+    return lines
+
+
+def told(state: str) -> str:
+    """A cell's state in a report."""
+    return {"new": "not started", "interrupted": "not finished"}.get(state, state)
+
+
+def shown(path: Path) -> str:
+    """A path as short as the working directory allows."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_absolute() and path.is_relative_to(here) else str(path)

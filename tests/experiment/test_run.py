@@ -1,0 +1,174 @@
+"""One experiment end to end: the run directory, resuming, stages, evaluating again, W&B files."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText
+
+import alignlab
+from alignlab import InputError
+from alignlab.experiment.config import read, resolve
+from alignlab.experiment.run import evaluate_run, run
+
+
+@pytest.fixture
+def config(tiny_path):
+    return {
+        "objective": "MLE",
+        "backbone": {"path": str(tiny_path)},
+        "data": {"class_path": "Scenes", "init_args": {"num_train": 40, "num_val": 8, "num_test": 8, "batch_size": 8}},
+        "trainer": {"max_steps": 7, "log_every_n_steps": 1, "limit_val_batches": 1},
+        "evaluators": [
+            {"class_path": "CaptionAccuracy", "init_args": {"num_examples": 4, "max_new_tokens": 3, "num_pictures": 2}},
+            {"class_path": "Retrieval", "init_args": {"num_examples": 8}},
+        ],
+        "wandb": {"mode": "disabled"},
+        "checkpoint_every": 2,
+    }
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def weights(folder):
+    return load_file(folder / "backbone" / "model.safetensors")
+
+
+def named(tensors, part):
+    """The first weight whose name holds ``part``; files keep the names of older transformers."""
+    return next(value for name, value in tensors.items() if part in name and name.endswith("weight"))
+
+
+def test_a_run_directory_is_complete(config, tmp_path):
+    metrics = run(resolve(config), tmp_path / "run")
+    folder = tmp_path / "run"
+    assert json.loads((folder / "metrics.json").read_text()) == metrics
+    assert {"caption/exact", "retrieval/image_to_text_r1"} <= set(metrics["scores"])
+    assert metrics["steps"] == 7 and metrics["samples"] == 56 and metrics["tokens"] > 56 * 36
+    assert metrics["parameters"]["trained"] == metrics["parameters"]["total"] > 0
+    curve = lines(folder / "curve.jsonl")
+    assert [line["step"] for line in curve if "train/loss" in line] == list(range(1, 8))
+    assert any("val/loss" in line for line in curve)
+    assert resolve(read(folder / "config.yaml")) == resolve(config)
+    versions = json.loads((folder / "versions.json").read_text())
+    assert versions["packages"]["torch"] == torch.__version__ and "commit" in versions["git"]
+    items = lines(folder / "items" / "caption.jsonl")
+    assert len(items) == 4 and [bool(item["picture"]) for item in items] == [True, True, False, False]
+    assert (folder / items[0]["picture"]).exists()
+    AutoModelForImageTextToText.from_pretrained(folder / "backbone")
+
+
+def test_training_changes_the_weights_and_the_seed_changes_training(config, tmp_path, tiny_path):
+    for seed in (0, 1):
+        run(resolve({**config, "seed": seed, "evaluators": []}), tmp_path / str(seed))
+    first, second, start = weights(tmp_path / "0"), weights(tmp_path / "1"), load_file(tiny_path / "model.safetensors")
+    assert not torch.equal(named(first, "lm_head"), named(start, "lm_head"))
+    assert not torch.equal(named(first, "lm_head"), named(second, "lm_head"))
+
+
+def test_an_interrupted_run_resumes_to_the_same_weights_and_curve(config, tmp_path):
+    config = resolve({**config, "evaluators": []})
+    whole = run(config, tmp_path / "whole")
+
+    def stop(progress):
+        if progress.step == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path / "parts", on_progress=stop)
+    assert not (tmp_path / "parts" / "metrics.json").exists()
+    parts = run(config, tmp_path / "parts")
+    assert parts["samples"] == whole["samples"] and parts["tokens"] == whole["tokens"]
+    expected = weights(tmp_path / "whole")
+    assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path / "parts").items())
+    curves = [[line for line in lines(tmp_path / name / "curve.jsonl")] for name in ("whole", "parts")]
+    assert curves[0] == curves[1]
+
+
+def test_a_finished_run_is_left_as_it_is(config, tmp_path):
+    config = resolve({**config, "evaluators": []})
+    metrics = run(config, tmp_path)
+    before = (tmp_path / "backbone" / "model.safetensors").stat().st_mtime_ns
+    assert run(config, tmp_path) == metrics
+    assert (tmp_path / "backbone" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_another_config_or_foreign_files_are_not_overwritten(config, tmp_path):
+    run(resolve({**config, "evaluators": []}), tmp_path / "run")
+    with pytest.raises(InputError, match="holds a run of another config"):
+        run(resolve({**config, "evaluators": [], "seed": 5}), tmp_path / "run")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    with pytest.raises(InputError, match="is no run directory"):
+        run(resolve(config), tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_evaluating_again_gives_the_same_scores_also_after_moving(config, tmp_path):
+    metrics = run(resolve(config), tmp_path / "run")
+    shutil.move(tmp_path / "run", tmp_path / "moved")
+    assert evaluate_run(tmp_path / "moved") == pytest.approx(metrics["scores"])
+    assert (tmp_path / "moved" / "evaluation" / "scores.json").exists()
+
+
+def test_load_gives_the_trained_backbone(config, tmp_path):
+    run(resolve({**config, "evaluators": []}), tmp_path)
+    backbone = alignlab.load(tmp_path)
+    assert not backbone.training
+    assert torch.equal(backbone.model.lm_head.weight, named(weights(tmp_path), "lm_head"))
+    with pytest.raises(InputError, match="no run"):
+        alignlab.load(tmp_path / "nothing")
+
+
+def test_stages_hand_on_named_parts(config, tmp_path):
+    config = {
+        **config,
+        "evaluators": [],
+        "trainer": {"max_steps": 0},
+        "backbone": {**config["backbone"], "take": {"language_model": "stage:words"}},
+        "stages": {
+            "words": {
+                "trainer": {"max_steps": 2},
+                "backbone": {"take": None},
+                "data": {"init_args": {"tasks": ["text"]}},
+            }
+        },
+    }
+    run(resolve(config), tmp_path)
+    stage, final = weights(tmp_path / "stages" / "words"), weights(tmp_path)
+    start = load_file(f"{config['backbone']['path']}/model.safetensors")
+    assert torch.equal(named(final, "lm_head"), named(stage, "lm_head"))
+    assert not torch.equal(named(stage, "lm_head"), named(start, "lm_head"))
+    assert torch.equal(named(final, "projector"), named(start, "projector"))
+
+
+def test_a_limit_that_cuts_images_is_refused_before_the_weights_are_read(config, tmp_path, tiny_path):
+    shutil.copytree(tiny_path, tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"never read")
+    config = {**config, "backbone": {"path": str(tmp_path / "model"), "max_length": 20}}
+    with pytest.raises(InputError, match="would cut the image tokens"):
+        run(resolve(config), tmp_path / "run")
+
+
+def test_wandb_gets_the_run_offline(config, tmp_path):
+    wandb = {"mode": "offline", "group": "a-study", "tags": ["arm-a"]}
+    run(resolve({**config, "wandb": wandb}), tmp_path)
+    (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    content = file.read_bytes()
+    for expected in (
+        b"a-study",
+        b"arm-a",
+        b"MLE-seed0",
+        b"caption/exact",
+        b"examples/caption",
+        b"train/loss",
+        b"max_steps",
+    ):
+        assert expected in content, expected
+    (table,) = tmp_path.glob("wandb/offline-run-*/files/media/table/examples/caption*.json")
+    assert len(json.loads(table.read_text())["data"]) == 2
+    assert any(path.is_file() for path in (tmp_path / "wandb" / "artifacts").rglob("*"))  # the table's pictures
