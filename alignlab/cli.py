@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = _Parser(
         prog="alignlab",
-        description="Which vision-language alignment objective helps, on the same backbone, data, budget and evaluation.",
+        description="Which alignment objective helps, on the same backbone, data, budget and evaluation.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=EPILOG,
         allow_abbrev=False,

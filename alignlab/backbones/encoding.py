@@ -152,8 +152,8 @@ class Encoder:
             prompt, upto = self._render(turns[:index], answer=True), self._render(turns[: index + 1], answer=False)
             if not (upto.startswith(prompt) and prompt.startswith(done)):
                 raise InputError(
-                    f"example {id!r}: the chat template changes earlier turns when later ones are added, so it cannot be "
-                    "known which tokens are the answer's; use a template that only appends"
+                    f"example {id!r}: the chat template changes earlier turns when later ones are added, so it cannot "
+                    "be known which tokens are the answer's; use a template that only appends"
                 )
             segments += [(prompt[len(done) :], False), (upto[len(prompt) :], True)]
             done = upto

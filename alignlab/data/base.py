@@ -33,7 +33,8 @@ class AlignmentData(LightningDataModule):
         super().__init__()
         if batch_size < 1 or num_workers < 0:
             raise InputError(
-                f"{type(self).__name__} needs batch_size >= 1 and num_workers >= 0, got {batch_size = }, {num_workers = }"
+                f"{type(self).__name__} needs batch_size >= 1 and num_workers >= 0, "
+                f"got {batch_size = }, {num_workers = }"
             )
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -90,13 +91,13 @@ class _Examples(Dataset):
 
 
 class ShuffledBatches:
-    """Batches of indices, reshuffled every epoch; a function of (seed, epoch) alone. The last, short batch is dropped."""
+    """Batches of indices, reshuffled every epoch by (seed, epoch) alone; a last, short batch is dropped."""
 
     def __init__(self, size: int, batch_size: int, *, seed: int, rank: int, processes: int, who: str) -> None:
         if size < batch_size * processes:
             raise InputError(
-                f"{who} has {size} training examples, fewer than one batch of {batch_size} for {processes} process(es); "
-                f"set data.batch_size to at most {max(size // processes, 1)} or give it more examples"
+                f"{who} has {size} training examples, fewer than one batch of {batch_size} for {processes} "
+                f"process(es); set data.batch_size to at most {max(size // processes, 1)} or give it more examples"
             )
         self.size, self.batch_size, self.seed = size, batch_size, seed
         self.rank, self.processes = rank, processes

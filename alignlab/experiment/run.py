@@ -254,5 +254,5 @@ def _quiet_libraries() -> None:
     transformers_logging.disable_progress_bar()
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=r".*Checkpoint directory .* exists and is not empty.*")
+    for message in ("does not have many workers", r"isinstance\(treespec, LeafSpec\)", "logging interval", "in eval mode"):
+        warnings.filterwarnings("ignore", message=f".*{message}.*")

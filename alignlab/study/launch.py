@@ -21,7 +21,19 @@ from alignlab.study.plan import Cell, Study
 from alignlab.study.state import FAILURE, write_failure
 from alignlab.study.worker import LOG, Work, run_cell, train
 
-HEAVY = ("torch", "lightning.pytorch", "transformers", "alignlab.experiment.run")
+HEAVY = (
+    "torch",
+    "lightning.pytorch",
+    "transformers.models.llava.modeling_llava",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.clip.modeling_clip",
+    "alignlab.data",
+    "alignlab.evaluation",
+    "alignlab.experiment.run",
+    "alignlab.experiment.wandb",
+    "wandb.apis.public",
+)
+"""What a cell imports sooner or later; the only threads this starts are those of BLAS, which knows about forks."""
 GRACE_SECONDS = 10
 
 

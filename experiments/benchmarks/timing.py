@@ -1,0 +1,55 @@
+"""timing: what the benchmarks share: the machine, ratios with their intervals, and the JSON they leave."""
+
+import json
+import os
+import platform
+import random
+from argparse import ArgumentParser
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+PACKAGES = ("torch", "transformers", "lightning", "jsonargparse")
+
+
+def options(description: str, *, repeats: int) -> ArgumentParser:
+    """The options that every benchmark has."""
+    parser = ArgumentParser(description=description, allow_abbrev=False)
+    parser.add_argument("--repeats", type=int, default=repeats)
+    parser.add_argument("--threads", type=int, default=1, help="torch's threads")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers, each repeat's too")
+    return parser
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers depend on; the load tells whether others were at work."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "packages": {name: version(name) for name in PACKAGES},
+    }
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
+    """Median of the paired ratios, and the 95 % interval of that median from 10,000 resamples."""
+    ratios = [one / other for one, other in zip(ours, theirs, strict=True)]
+    generator = random.Random(0)
+    medians = sorted(median(generator.choices(ratios, k=len(ratios))) for _ in range(10_000))
+    return {"median": median(ratios), "low": medians[249], "high": medians[9749]}
+
+
+def show_ratio(name: str, value: Mapping[str, float], target: float | None = None) -> None:
+    """Print one ratio, beside its target where it has one."""
+    verdict = "" if target is None else f"   target <= {target}: {'met' if value['median'] <= target else 'MISSED'}"
+    print(f"{name:44s} {value['median']:6.3f}  [{value['low']:.3f}, {value['high']:.3f}]{verdict}")
+
+
+def finish(result: Mapping[str, Any], file: Path | None) -> None:
+    """Print the machine; write everything if a file is wanted."""
+    print(json.dumps(result["machine"]))
+    if file is not None:
+        file.write_text(json.dumps(result, indent=1) + "\n")

@@ -1,0 +1,206 @@
+"""Studies are expanded and checked whole before anything starts."""
+
+import json
+
+import pytest
+
+from alignlab.errors import InputError
+from alignlab.study import Study
+
+BASE = """
+data: Scenes
+backbone: {path: scenes-parts, fresh: [projector]}
+optimization: {lr: 2e-3}
+trainer: {max_steps: 4}
+evaluators: [CaptionAccuracy]
+"""
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Write a study beside a base, and load it."""
+    (tmp_path / "base.yaml").write_text(BASE)
+
+    def load(text: str, *overrides: str, base: str = "base: base.yaml\n") -> Study:
+        (tmp_path / "mine.yaml").write_text(base + text)
+        return Study.load(tmp_path / "mine.yaml", directory=tmp_path / "out", overrides=overrides)
+
+    return load
+
+
+TWO = "arms: {MLE: {objective: MLE}, InfoNCE: {objective: InfoNCE}}\n"
+
+
+def faults(load, text: str, *overrides: str, **how: str) -> str:
+    with pytest.raises(InputError) as caught:
+        load(text, *overrides, **how)
+    return str(caught.value)
+
+
+def test_arms_times_starts_times_seeds(load):
+    study = load(TWO + "seeds: [0, 1, 5]")
+    assert [(cell.arm, cell.start, cell.seed) for cell in study.cells] == [
+        (arm, "scenes-parts", seed) for arm in ("MLE", "InfoNCE") for seed in (0, 1, 5)
+    ]
+    assert len({cell.directory for cell in study.cells}) == 6
+    assert all(cell.config["seed"] == cell.seed for cell in study.cells)
+
+
+def test_a_cell_knows_its_place_in_weights_and_biases(load):
+    cell = load(TWO + "seeds: [3]\noverrides: {wandb: {tags: [mine]}}").cells[1]
+    assert cell.config["wandb"]["group"] == "mine"
+    assert list(cell.config["wandb"]["tags"]) == ["mine", "InfoNCE", "scenes-parts", "seed3"]
+
+
+def test_what_differs_is_what_was_written(load):
+    text = "arms: {MLE: {objective: MLE}, own: {objective: {class_path: InfoNCE, init_args: {scale: 50.0}}}}"
+    study = load(text, "trainer.max_steps=7")
+    assert study.cells[0].differs == {}
+    assert study.cells[1].differs == {"objective": "InfoNCE", "objective.scale": 50.0}
+
+
+def test_layers_base_then_overrides_then_arm_then_command_line(load):
+    text = """
+overrides: {trainer: {max_steps: 5}, optimization: {lr: 1e-4, weight_decay: 0.5}}
+arms:
+  first: {objective: MLE}
+  second: {objective: MLE, optimization: {lr: 3e-4}}
+"""
+    first, second = load(text, "trainer.max_steps=9").cells
+    assert (first.config["optimization"]["lr"], second.config["optimization"]["lr"]) == (1e-4, 3e-4)
+    assert first.config["optimization"]["weight_decay"] == second.config["optimization"]["weight_decay"] == 0.5
+    assert first.config["trainer"]["max_steps"] == second.config["trainer"]["max_steps"] == 9
+    assert second.differs == {"optimization.lr": 3e-4}
+
+
+def test_an_arm_may_name_a_file_whose_class_lies_beside_it(load, tmp_path):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "my_study_objective.py").write_text(
+        "from alignlab.objectives import MLE\n\n\nclass Mine(MLE):\n    '''Mine.'''\n"
+    )
+    (tmp_path / "own" / "own.yaml").write_text("base: ../base.yaml\nobjective: my_study_objective.Mine\n")
+    study = load("overrides: {trainer: {max_steps: 6}}\narms: {MLE: {objective: MLE}, own: {base: own/own.yaml}}")
+    assert study.cells[1].differs == {"objective": "Mine"}
+    assert study.cells[1].config["trainer"]["max_steps"] == 6
+
+
+def test_starts_are_named(load, tiny_path):
+    study = load(f"{TWO}starts: [scenes-parts, {{name: tiny, path: {tiny_path}}}]")
+    assert study.starts == ("scenes-parts", "tiny")
+    assert [cell.config["backbone"]["path"] for cell in study.cells if cell.start == "tiny"] == [str(tiny_path)] * 2
+    assert study.cells[1].differs == {}
+
+
+def test_the_first_arm_is_the_baseline_unless_one_is_named(load):
+    assert load(TWO).baseline == "MLE"
+    assert load(TWO + "baseline: InfoNCE").baseline == "InfoNCE"
+
+
+def test_the_same_content_under_two_names_is_computed_once(load):
+    study = load("arms: {one: {objective: MLE}, other: {objective: {class_path: MLE}}}\nseeds: [0, 1]")
+    assert len(study.cells) == 4
+    assert len({cell.directory for cell in study.cells}) == 2
+    assert "other is the same config as one" in study.notes[0]
+
+
+def test_a_changed_cell_gets_another_directory(load):
+    before, after = load(TWO), load(TWO, "optimization.lr=1e-4")
+    assert not {cell.directory for cell in before.cells} & {cell.directory for cell in after.cells}
+    assert {cell.directory for cell in load(TWO + "seeds: [0, 1]").cells} > {cell.directory for cell in before.cells}
+
+
+def test_the_comment_at_the_head_describes_the_study(load):
+    head = "# Does it help,\n# or not?\n#\n#   alignlab study run mine.yaml\nbase: base.yaml\n"
+    assert load(TWO, base=head).description == "Does it help, or not?"
+    assert load(TWO, base="# Helps?    alignlab study run mine.yaml\nbase: base.yaml\n").description == "Helps?"
+
+
+def test_the_command_line_changes_the_study_itself(load):
+    study = load(TWO, "seeds=[4]", "arms.InfoNCE.objective.scale=30.0")
+    assert study.seeds == (4,)
+    assert study.cells[1].differs["objective.scale"] == 30
+
+
+def test_all_faults_are_found_at_once(load):
+    text = """
+overides: {}
+arms:
+  MLE: {objective: MLE, trainer: {max_step: 3}}
+  InfoNCE: {objective: InfoNCEE, seed: 3}
+  third: [1]
+starts: [scenes-part]
+seeds: [0, 0]
+baseline: mle
+metrics: 3
+"""
+    message = faults(load, text)
+    for part in (
+        "unknown key 'overides'; did you mean 'overrides'?",
+        "did you mean 'max_steps'?",
+        "did you mean 'InfoNCE'?",
+        "seeds stand under its key 'seeds'",
+        "arm third: expected a mapping of experiment keys, got [1]",
+        "did you mean 'scenes-parts'?",
+        "seeds: 0 stands there more than once",
+        "baseline: no arm is called 'mle'; did you mean 'MLE'?",
+        "metrics: expected a list of names",
+    ):
+        assert part in message
+    assert message.startswith(str(load.__closure__[0].cell_contents / "mine.yaml"))
+
+
+def test_a_fault_of_all_arms_is_told_once(load):
+    message = faults(load, TWO + "seeds: [0, 1, 2]", "optimization.lr=fast")
+    assert message.count("optimization.lr") == 1
+    assert "every arm: " in message
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("arms: {}", "arms: expected a mapping of at least one name"),
+        ("seeds: [0]", "arms: expected a mapping of at least one name"),
+        (TWO + "seeds: 3", "seeds: expected a list of whole numbers"),
+        (TWO + "seeds: [true]", "seeds: expected a list of whole numbers"),
+        (TWO + "starts: []", "starts: expected a list"),
+        (TWO + "starts: [{path: x}]", "starts: expected a path or"),
+        (TWO + "starts: [a/tiny, b/tiny]", "would share a directory"),
+        ("arms: {a b: {objective: MLE}, a-b: {objective: MLE}}", "would share a directory"),
+        ("arms: {1: {objective: MLE}}", "a name must be text"),
+        ("arms: {x: {base: nowhere.yaml}}", "nowhere.yaml: no such file"),
+        ("arms: {x: {objective: MLE}, x: {objective: MLE}}", "stands twice"),
+        (TWO + "starts: [scenes-parts]\noverrides: {backbone: {path: x}}", "backbone.path"),
+        ("arms: {MLE: {}}", "objective"),
+    ],
+)
+def test_a_fault_is_named(load, text, part):
+    assert part in faults(load, text)
+
+
+def test_a_missing_base_is_named(load):
+    assert "base: expected an experiment file" in faults(load, TWO, base="")
+    assert "did you mean 'base.yaml'?" in faults(load, TWO, base="base: bas.yaml\n")
+
+
+def test_a_missing_study_is_named(tmp_path):
+    (tmp_path / "quickstart.yaml").touch()
+    with pytest.raises(InputError, match="did you mean 'quickstart.yaml'"):
+        Study.load(tmp_path / "quickstar.yaml")
+
+
+def test_the_directory_of_anything_else_is_left_alone(load, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").touch()
+    assert "holds no study" in faults(load, TWO)
+    (tmp_path / "out" / "study.json").write_text(json.dumps({"name": "other"}))
+    assert "holds the study 'other'" in faults(load, TWO)
+
+
+def test_an_edited_study_may_go_on_in_its_directory(load):
+    load(TWO).save("first")
+    load(TWO + "seeds: [0, 1]").save("second")
+
+
+def test_loading_writes_nothing(load, tmp_path):
+    load(TWO)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,121 @@
+"""The command line as a person uses it: real processes, exit codes, messages without a traceback."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOCAL = ROOT / "experiments" / "focal"
+
+
+def alignlab(*arguments, cwd=ROOT):
+    command = [sys.executable, "-m", "alignlab.cli", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def refused(result, *fragments):
+    assert result.returncode == 2, result.stderr
+    assert result.stdout == "" and "Traceback" not in result.stderr
+    assert result.stderr.startswith("alignlab: error: ")
+    for fragment in fragments:
+        assert fragment in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragments"),
+    [
+        (["--config", "experiments/mle.yaml", "fit"], ["--config must come after the command: alignlab fit --config"]),
+        (["stud"], ["'stud'", "study"]),
+        (["fit", "--conf", "experiments/mle.yaml"], ["conf"]),
+        (["fit", "--config", "experiments/mle.yaml", "stray"], ["unexpected 'stray'"]),
+        (["fit", "--config", "experiments/mle.yaml", "--seed"], ["--seed needs a value"]),
+        (["fit", "--config", "experiments/ml.yaml"], ["no such file", "did you mean 'mle.yaml'"]),
+        (["evaluate", "runs/nowhere"], ["runs/nowhere is no run"]),
+        (["evaluate", "runs/nowhere", "--foo", "3"], ["unrecognised: --foo 3"]),
+        (["study", "run", "experiments/studies/quick.yaml"], ["quick.yaml", "quickstart.yaml"]),
+        (["study", "report", "runs/nowhere"], ["runs/nowhere"]),
+        (["inspect", "experiments/nothing.yaml"], ["no such file"]),
+    ],
+)
+def test_bad_command_lines_are_refused(arguments, fragments):
+    refused(alignlab(*arguments), *fragments)
+
+
+def test_all_errors_of_a_config_come_at_once_with_file_and_line(tmp_path):
+    (tmp_path / "bad.yaml").write_text(
+        f"base: {ROOT}/experiments/base.yaml\nobjective: MLEE\noptimization: {{lr: fast}}\n"
+        "trainer: {max_step: 3}\nbackbone: {path: scenes-part}\ndat: 1\n"
+    )
+    result = alignlab("fit", "--config", tmp_path / "bad.yaml", "--output", tmp_path / "run")
+    refused(
+        result, "bad.yaml:2", "did you mean 'MLE'", "bad.yaml:3", "expected a number, got 'fast'", "bad.yaml:4",
+        "did you mean 'max_steps'", "bad.yaml:5", "did you mean 'scenes-parts'", "bad.yaml:6", "did you mean 'data'",
+    )  # fmt: skip
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_and_version_come_without_heavy_imports():
+    for arguments in (["--help"], ["fit", "--help"], ["study", "run", "--help"], ["--version"]):
+        result = alignlab(*arguments)
+        assert result.returncode == 0 and "alignlab" in result.stdout
+
+
+def test_the_catalogue_lists_every_objective():
+    from alignlab import objectives
+
+    text = alignlab("objectives").stdout
+    for name in ("MLE", "InfoNCE", "Mixture"):
+        assert name in objectives.__all__ and f"{name}: " in text
+    assert "requires: query, target" in text and "--objective.scale" in text
+
+
+def test_an_objective_of_ones_own_runs_from_elsewhere(tmp_path, tiny_path):
+    (tmp_path / "focal_mle.py").write_text((FOCAL / "focal_mle.py").read_text())
+    assert len((FOCAL / "focal_mle.py").read_text().splitlines()) <= 30
+    (tmp_path / "focal.yaml").write_text(
+        f"objective: {{class_path: focal_mle.FocalMLE, init_args: {{gamma: 1.5}}}}\nbackbone: {{path: {tiny_path}}}\n"
+        "data: {class_path: Scenes, init_args: {num_train: 32, num_val: 8, num_test: 8, batch_size: 8}}\n"
+        "trainer: {max_steps: 3, limit_val_batches: 1}\n"
+        "evaluators: [{class_path: Retrieval, init_args: {num_examples: 8}}]\nwandb: {mode: disabled}\n"
+    )
+    result = alignlab("fit", "--config", "focal.yaml", "--output", "out", "--objective.gamma", "2.5", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["objective"] == "FocalMLE"
+    assert "gamma: 2.5" in (tmp_path / "out" / "config.yaml").read_text()
+    assert alignlab("evaluate", tmp_path / "out").returncode == 0  # finds the class from another directory
+    second = alignlab("fit", "--config", "focal.yaml", "--output", "out", "--objective.gamma", "9", cwd=tmp_path)
+    refused(second, "holds a run of another config")
+
+
+def test_focal_with_gamma_zero_is_mle(tiny_backbone, examples, monkeypatch):
+    monkeypatch.syspath_prepend(str(FOCAL))
+    from focal_mle import FocalMLE
+
+    from alignlab.objectives import MLE
+
+    batch = tiny_backbone.encoder.batch(examples[:4], ("conversation",))
+    plain = MLE(tiny_backbone).loss(batch).mean.item()
+    assert FocalMLE(tiny_backbone, gamma=0.0).loss(batch).mean.item() == pytest.approx(plain, rel=1e-5)
+    assert FocalMLE(tiny_backbone, gamma=2.0).loss(batch).mean.item() < plain
+
+
+def test_a_corrupt_picture_met_in_a_worker_is_one_message(tmp_path, tiny_path):
+    from PIL import Image
+
+    records = []
+    for index in range(40):
+        Image.new("RGB", (60, 60), "red").save(tmp_path / f"{index}.png")
+        turns = [{"from": "human", "value": "<image>\nis there a circle ?"}, {"from": "gpt", "value": "no"}]
+        records.append({"id": str(index), "image": f"{index}.png", "conversations": turns})
+        content = (tmp_path / f"{index}.png").read_bytes()
+        (tmp_path / f"{index}.png").write_bytes(content[: len(content) - 60])  # the header stays readable
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    (tmp_path / "photos.yaml").write_text(
+        f"objective: MLE\nbackbone: {{path: {tiny_path}}}\n"
+        "data: {class_path: LlavaJson, init_args: {path: data.json, image_folder: ., batch_size: 4, num_workers: 1}}\n"
+        "trainer: {max_steps: 2, limit_val_batches: 0}\nwandb: {mode: disabled}\n"
+    )
+    refused(alignlab("fit", "--config", "photos.yaml", cwd=tmp_path), ".png")
