@@ -86,7 +86,7 @@ def claim(config: dict[str, Any], output: Path) -> None:
                 f"{output} holds a run of another config (see {file}); choose another --output, or move it away"
             )
         return
-    if output.exists() and any(output.iterdir()):
+    if output.exists() and any(not path.name.startswith(".") for path in output.iterdir()):
         raise InputError(f"{output} exists and is no run directory; choose another --output")
     output.mkdir(parents=True, exist_ok=True)
     record.write(file, dump(config))
@@ -254,5 +254,10 @@ def _quiet_libraries() -> None:
     transformers_logging.disable_progress_bar()
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for message in ("does not have many workers", r"isinstance\(treespec, LeafSpec\)", "logging interval", "in eval mode"):
+    for message in (
+        "does not have many workers",
+        r"isinstance\(treespec, LeafSpec\)",
+        "logging interval",
+        "in eval mode",
+    ):
         warnings.filterwarnings("ignore", message=f".*{message}.*")

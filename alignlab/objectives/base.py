@@ -57,7 +57,6 @@ class Objective(LightningModule):
         self._seen = Averages()
         self._validated = Averages()
         self._step_weight: Tensor | float = 0.0
-        self._stepped = False
         self.logged: Mapping[str, float] = {}
 
     @abstractmethod
@@ -91,36 +90,29 @@ class Objective(LightningModule):
         factor = torch.where(total > 0, count / total, 0.0)  # a step that saw nothing to train on changes nothing
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         torch._foreach_mul_(gradients, factor)
-        self._step_weight, self._stepped = 0.0, True
-        if self._flush_due(self.trainer.global_step + 1):
-            self._seen.latest["grad_norm"] = torch.nn.utils.get_total_norm(gradients)
-
-    def on_train_batch_end(self, outputs: object, batch: Batch, batch_idx: int) -> None:
+        self._step_weight = 0.0
         # Logging every metric every step costs more than a small step itself, so metrics are buffered and flushed.
-        if self._stepped and self._flush_due(self.trainer.global_step):
-            self._log("train", self._seen)
-        self._stepped = False
+        step = self.trainer.global_step + 1
+        if step % self.trainer.log_every_n_steps == 0 or step == self.trainer.max_steps:
+            self._seen.latest["grad_norm"] = torch.nn.utils.get_total_norm(gradients)
+            self._seen.latest["lr"] = self.lr_schedulers().get_last_lr()[0]
+            self._log("train", self._seen, step)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._validated.add(self.loss(batch))
 
     def on_validation_epoch_end(self) -> None:
         if not self.trainer.sanity_checking:
-            metrics = self._log("val", self._validated)
+            metrics = self._log("val", self._validated, self.trainer.global_step)
             self.log("val/loss", metrics["val/loss"], logger=False)
         self._validated = Averages()
 
     def configure_optimizers(self) -> dict:
         return optimizer_and_schedule(self, self.optimization, int(self.trainer.estimated_stepping_batches))
 
-    def _flush_due(self, step: int) -> bool:
-        return step % self.trainer.log_every_n_steps == 0 or step == self.trainer.max_steps
-
-    def _log(self, phase: str, averages: Averages) -> dict[str, float]:
+    def _log(self, phase: str, averages: Averages, step: int) -> dict[str, float]:
         metrics = {f"{phase}/{name}": value for name, value in averages.flush(self.trainer.strategy).items()}
-        if phase == "train":
-            metrics["train/lr"] = self.lr_schedulers().get_last_lr()[0]
         self.logged = metrics
         for logger in self.trainer.loggers:
-            logger.log_metrics(metrics, step=self.trainer.global_step)
+            logger.log_metrics(metrics, step=step)
         return metrics

@@ -9,8 +9,9 @@ from rich.console import Console
 
 from alignlab.study.display import Bars, Lines
 from alignlab.study.launch import launch, preload
-from alignlab.study.plan import Study
+from alignlab.study.plan import MANIFEST, Study, default_directory
 from alignlab.study.report import report
+from alignlab.study.results import Results
 from alignlab.study.tables import plan_table
 
 __all__ = ["Study", "launch", "report", "run_study"]
@@ -42,7 +43,7 @@ def run_study(
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)  # a log has no edge
-    if not dry_run:
+    if not dry_run and not _done(output or default_directory(path)):
         preload()  # imports while the cells are validated
     study = Study.load(path, directory=output, overrides=overrides)
     if dry_run:
@@ -54,7 +55,13 @@ def run_study(
         failed = launch(study, jobs=jobs, command=command, display=display)
     except KeyboardInterrupt:
         done = sum(cell.state == "finished" for cell in study.cells)
-        console.print(f"\nStopped with {done} of {len(study.cells)} cells finished. To go on from there: {command}")
+        stopped = f"\nStopped with {done} of {len(study.cells)} cells finished. To go on from there: {command}"
+        console.print(stopped, soft_wrap=True, markup=False, highlight=False)
         return 130
     report(study.directory, console=console)
     return 1 if failed else 0
+
+
+def _done(directory: Path) -> bool:
+    """Whether all cells of the last plan are finished, so that there may be nothing to start."""
+    return (directory / MANIFEST).is_file() and all(cell.finished for cell in Results.read(directory).cells)

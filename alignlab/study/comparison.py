@@ -139,11 +139,7 @@ def caveats(results: Results) -> list[str]:
     notes = list(results.notes)
     notes += [f"{metric}: no finished cell has this metric." for metric in _missing(results)]
     notes += _unmatched(results)
-    pairs = max((len(_pairs(results, arm)) for arm in results.others), default=0)
-    if pairs:
-        floor = smallest_sign_flip_p(pairs)
-        reach = "cannot reach p < 0.05, however large the effect" if floor >= 0.05 else "can reach p < 0.05"
-        notes.append(f"An exact sign-flip test over {_count(pairs, 'pair')} has p ≥ {floor:.3g}: it {reach}.")
+    notes += [sentence] if (sentence := power(results)) else []
     notes.append(
         "Intervals are 95 % Student t intervals over cells; differences are paired by start and seed. "
         "They are not corrected for the number of comparisons."
@@ -153,6 +149,16 @@ def caveats(results: Results) -> list[str]:
             "Cells of one start are counted as independent; for a claim about new starts the intervals are too narrow."
         )
     return notes
+
+
+def power(results: Results) -> str | None:
+    """What a test over so few cells can show at all."""
+    pairs = max((len(_pairs(results, arm)) for arm in results.others), default=0)
+    if not pairs:
+        return None
+    floor = smallest_sign_flip_p(pairs)
+    reach = "cannot reach p < 0.05, however large the effect" if floor >= 0.05 else "can reach p < 0.05"
+    return f"An exact sign-flip test over {_count(pairs, 'pair')} has p ≥ {floor:.3g}: it {reach}."
 
 
 def _missing(results: Results) -> list[str]:

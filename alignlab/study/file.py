@@ -77,7 +77,7 @@ def read(path: Path, changes: Sequence[str], faults: list[str]) -> StudyFile:
         arms=arms,
         starts=_starts(content.get("starts"), faults),
         seeds=_seeds(content.get("seeds", [0]), faults),
-        baseline=_baseline(content.get("baseline"), arms, faults),
+        baseline=_baseline(content.get("baseline"), arms, content.get("arms"), faults),
         metrics=_texts("metrics", content.get("metrics") or [], faults),
         last=tuple(last),
     )
@@ -116,14 +116,16 @@ def _arms(value: Any, faults: list[str]) -> dict[str, dict[str, Any]]:
     if not isinstance(value, dict) or not value:
         faults.append(f"arms: expected a mapping of at least one name to its overrides, got {value!r}")
         return {}
+    arms = {}
     for name, overrides in value.items():
         if not isinstance(name, str):
             faults.append(f"arms: a name must be text, got {name!r}; put it in quotes")
-        if not isinstance(overrides, dict | None):
+        if isinstance(overrides, dict | None):
+            arms[str(name)] = overrides or {}
+        else:
             faults.append(f"arm {name}: expected a mapping of experiment keys, got {overrides!r}")
-    arms = {str(name): overrides for name, overrides in value.items()}
-    _distinct("arms", arms, faults)
-    return {name: overrides if isinstance(overrides, dict) else {} for name, overrides in arms.items()}
+    _distinct("arms", map(str, value), faults)
+    return arms
 
 
 def _starts(value: Any, faults: list[str]) -> tuple[Start, ...]:
@@ -170,11 +172,11 @@ def _seeds(value: Any, faults: list[str]) -> tuple[int, ...]:
     return tuple(value)
 
 
-def _baseline(value: Any, arms: dict[str, dict[str, Any]], faults: list[str]) -> str:
+def _baseline(value: Any, arms: dict[str, dict[str, Any]], written: Any, faults: list[str]) -> str:
     if value is None:
         return next(iter(arms), "")
-    if arms and value not in arms:
-        faults.append(f"baseline: no arm is called {value!r}{meant(str(value), arms)}")
+    if isinstance(written, dict) and value not in written:
+        faults.append(f"baseline: no arm is called {value!r}{meant(str(value), [str(name) for name in written])}")
     return str(value)
 
 

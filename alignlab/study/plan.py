@@ -2,7 +2,7 @@
 
 import itertools
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from alignlab.errors import InputError
 from alignlab.experiment.reading import merge, parse_override, put
 from alignlab.experiment.reading import read as read_experiment
+from alignlab.study.differences import differences, leaves
 from alignlab.study.file import Start, StudyFile, files, read, slug
 from alignlab.study.state import State, read_json, state, write_json
 
@@ -78,7 +79,7 @@ class Study:
             InputError: All faults of the file and of all configs, one line each.
         """
         path = Path(path)
-        directory = Path("runs") / path.stem if directory is None else Path(directory)
+        directory = default_directory(path) if directory is None else Path(directory)
         faults: list[str] = []
         file = read(path, overrides, faults)
         cells = _expand(file, directory, faults)
@@ -123,6 +124,11 @@ class Study:
         names = ("name", "description", "arms", "starts", "seeds", "baseline", "metrics", "notes")
         manifest = {"command": command, **{name: vars(self)[name] for name in names}, "cells": cells}
         write_json(self.directory / MANIFEST, manifest)
+
+
+def default_directory(path: Path) -> Path:
+    """Where a study is kept if nothing else is said."""
+    return Path("runs") / path.stem
 
 
 def _check_owner(directory: Path, name: str) -> None:
@@ -252,36 +258,3 @@ def _share(cells: list[Cell]) -> tuple[tuple[Cell, ...], tuple[str, ...]]:
         elif original.start != cell.start:
             notes[f"Start {cell.start} is the same as {original.start}; it is computed once."] = 0
     return tuple(shared), tuple(notes)
-
-
-def differences(config: dict[str, Any], reference: dict[str, Any], written: Collection[str]) -> dict[str, Any]:
-    """Keys of one resolved config whose values are not the reference's; None for keys that only the reference has.
-
-    Where a class was replaced, of its arguments only those that were written are given.
-    """
-    ours, theirs = dict(leaves(config)), dict(leaves(reference))
-    changed = {key: value for key, value in ours.items() if key not in theirs or theirs[key] != value}
-    changed |= dict.fromkeys(key for key in theirs if key not in ours)
-    return {key: value for key, value in changed.items() if key in written or not _below(key, changed)}
-
-
-def _below(key: str, changed: Collection[str]) -> bool:
-    """Whether a key belongs to one that changed itself."""
-    parts = key.split(".")
-    return any(".".join(parts[:count]) in changed for count in range(1, len(parts)))
-
-
-def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values; ``class_path`` gives its key the class's name, ``init_args`` is left out of the key."""
-    if not isinstance(value, dict) or not value:
-        yield key, value
-        return
-    for name, item in value.items():
-        if not key and name in ("wandb", "seed", "python_path"):
-            continue
-        if name == "class_path":
-            yield key, str(item).rpartition(".")[2]
-        elif name == "init_args" and not item:
-            continue
-        else:
-            yield from leaves(item, key if name == "init_args" else f"{key}.{name}".lstrip("."))

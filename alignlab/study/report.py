@@ -1,5 +1,6 @@
 """report: a study's results in the terminal, as ``report.md`` and as one self-contained ``report.html``."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ from rich.markup import escape
 
 from alignlab.study import gallery, plots
 from alignlab.study.comparison import (
+    Entry,
     bounds,
     caveats,
     compare,
     extent,
     number,
+    power,
     score,
     setting,
     signed,
@@ -127,7 +130,8 @@ def html(results: Results) -> str:
     )
     environment.filters |= {"score": score, "signed": signed, "bounds": bounds, "setting": setting, "told": told}
     environment.filters["breakable"] = _breakable
-    entries = {metric: [compare(results, arm, metric) for arm in results.arms] for metric in results.metrics}
+    entries = _entries(results, results.metrics)
+    more = _entries(results, [metric for metric in results.all_metrics if metric not in results.metrics])
     wide = len(results.arms) in (1, 2, 4)  # two a row, else three
     return environment.get_template("report.html.j2").render(
         results=results,
@@ -135,7 +139,9 @@ def html(results: Results) -> str:
         extent=extent(results),
         verdicts=[verdict(results, arm) for arm in results.others if results.finished],
         caveats=caveats(results),
+        power=power(results),
         entries=entries,
+        more=more,
         score_plots={m: plots.score_plot(results, row) for m, row in entries.items() if any(e.score for e in row)},
         curves=[(arm, plot) for arm in results.arms if (plot := plots.curve_plot(results, arm, wide=wide)) is not None],
         wide=wide,
@@ -146,6 +152,11 @@ def html(results: Results) -> str:
         place=shown,
         made=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
+
+
+def _entries(results: Results, metrics: Sequence[str]) -> dict[str, list[Entry]]:
+    """Every metric's row of the table."""
+    return {metric: [compare(results, arm, metric) for arm in results.arms] for metric in metrics}
 
 
 def _breakable(name: str) -> Markup:

@@ -9,9 +9,7 @@ All compute the 20 metrics. Blocks of steps alternate between the loops; the fir
 microseconds a step are the block's median.
 """
 
-import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -21,8 +19,9 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from timing import finish, machine, options, ratio, show_ratio
+from timing import finish, machine, options, quiet, ratio, show_ratio
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from alignlab.batch import Batch, Example, Tokens
 from alignlab.data import AlignmentData
@@ -31,8 +30,10 @@ from alignlab.objectives import Loss, Objective, Optimization
 
 TARGET = 1.25
 METRICS, WIDTH, ROWS = 20, 64, 32
-LR, CLIP = 1e-3, 1.0
+LR, DECAY, CLIP = 1e-3, 0.01, 1.0
+BARE = "Lightning, no logging"
 Clock = Callable[[], None]
+Loop = Callable[[list[Tensor], Path, Clock], None]
 
 
 class Network(nn.Sequential):
@@ -56,7 +57,10 @@ class StandIn(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.network = Network()
-        self.encoder = self
+
+    @property
+    def encoder(self) -> "StandIn":
+        return self
 
     def batch(self, examples: list[Example], sequences: tuple[str, ...]) -> Batch:
         raise NotImplementedError("the batches are encoded already")
@@ -73,7 +77,7 @@ class Reporting(Objective):
     def __init__(self, backbone: Any, *, num_metrics: int) -> None:
         super().__init__(backbone)
         self.num_metrics = num_metrics
-        self.optimization = Optimization(lr=LR)
+        self.optimization = Optimization(lr=LR, weight_decay=DECAY)
 
     def loss(self, batch: Batch) -> Loss:
         mean, metrics = loss_and_metrics(self.backbone.network, batch.conversation.vision["x"])
@@ -92,11 +96,8 @@ class Encoded(AlignmentData):
     def examples(self, split: str) -> list[Example]:
         return []
 
-    def train_dataloader(self) -> list[Batch]:
-        return self.batches
-
-    def val_dataloader(self) -> list[Batch]:
-        return []
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(self.batches, batch_size=None)
 
 
 def _batch(x: Tensor) -> Batch:
@@ -125,7 +126,12 @@ class Bare(LightningModule):
 
 
 def optimizer_and_schedule(network: nn.Module, num_steps: int) -> tuple[Any, Any]:
-    optimizer = torch.optim.AdamW(network.parameters(), lr=LR, weight_decay=0.0, foreach=True)
+    """AdamW as alignlab sets it up: matrices decay, vectors do not, so there are two groups."""
+    groups = [
+        {"params": [p for p in network.parameters() if p.ndim > 1], "weight_decay": DECAY},
+        {"params": [p for p in network.parameters() if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=LR, foreach=True)
     return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
 
 
@@ -139,10 +145,10 @@ class Tick(Callback):
         self.clock()
 
 
-def plain(inputs: list[Tensor], folder: Path, clock: Clock, *, log_every: int) -> None:
+def plain(inputs: list[Tensor], folder: Path, clock: Clock) -> None:
     network = Network()
     optimizer, schedule = optimizer_and_schedule(network, len(inputs))
-    for x in inputs:
+    for x in DataLoader(inputs, batch_size=None):
         loss, _ = loss_and_metrics(network, x)
         optimizer.zero_grad()
         loss.backward()
@@ -155,7 +161,7 @@ def plain(inputs: list[Tensor], folder: Path, clock: Clock, *, log_every: int) -
 def bare(inputs: list[Tensor], folder: Path, clock: Clock, *, log_every: int, log: bool) -> None:
     logger = record.CurveLogger(folder / "bare.jsonl") if log else False
     trainer = _trainer(len(inputs), logger, [Tick(clock)], log_every)
-    trainer.fit(Bare(log=log, num_steps=len(inputs)), train_dataloaders=inputs)
+    trainer.fit(Bare(log=log, num_steps=len(inputs)), DataLoader(inputs, batch_size=None))
 
 
 def ours(inputs: list[Tensor], folder: Path, clock: Clock, *, log_every: int, num_metrics: int) -> None:
@@ -179,18 +185,49 @@ def _trainer(num_steps: int, logger: Any, callbacks: list[Callback], log_every: 
     )
 
 
-def microseconds(loop: Callable[..., None], inputs: list[Tensor], *, skip: int) -> float:
-    """Run a block; median microseconds of a step."""
-    times: list[float] = []
+def microseconds(loop: Loop, inputs: list[Tensor], *, skip: int) -> float:
+    """Run a block; microseconds of a step, the mean, since flushes fall on few steps."""
+    ends: list[float] = []
     with TemporaryDirectory() as folder:
         seed_everything(0, verbose=False)
-        loop(inputs, Path(folder), lambda: times.append(time.perf_counter()))
-    # A flush falls on few steps only, so it is the mean that holds it; the median over blocks drops disturbed ones.
-    return 1e6 * (times[-1] - times[skip]) / (len(times) - 1 - skip)
+        loop(inputs, Path(folder), lambda: ends.append(time.perf_counter()))
+    return 1e6 * (ends[-1] - ends[skip]) / (len(ends) - 1 - skip)
 
 
 def main() -> None:
     parser = options(__doc__, repeats=15)
     parser.add_argument("--steps", type=int, default=350, help="steps of a block")
     parser.add_argument("--skip", type=int, default=50, help="of them not counted")
+    parser.add_argument("--threads", type=int, default=1, help="torch's threads")
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    quiet()
+    torch.manual_seed(0)
+    inputs = [torch.randn(ROWS, WIDTH) for _ in range(arguments.steps)]
+    loops: dict[str, Loop] = {
+        "plain PyTorch": plain,
+        BARE: partial(bare, log_every=50, log=False),
+        "alignlab, 20 metrics, flush every 50": partial(ours, log_every=50, num_metrics=20),
+        "alignlab, 20 metrics, flush every 10": partial(ours, log_every=10, num_metrics=20),
+        "alignlab, 1 metric, flush every 50": partial(ours, log_every=50, num_metrics=1),
+        "Lightning, self.log of 20 metrics": partial(bare, log_every=50, log=True),
+    }
+    times: dict[str, list[float]] = {name: [] for name in loops}
+    for repeat in range(arguments.repeats + 1):
+        for name in loops if repeat % 2 else reversed(loops):
+            value = microseconds(loops[name], inputs, skip=arguments.skip)
+            if repeat:  # the first round warms up
+                times[name].append(value)
+    ratios = {name: ratio(values, times[BARE]) for name, values in times.items() if name != BARE}
+    print("microseconds a step, median and minimum")
+    for name, values in times.items():
+        print(f"{name:44s} {median(values):7.0f} {min(values):7.0f}")
+    print("times bare Lightning, median [95 % interval]")
+    for name, value in ratios.items():
+        show_ratio(name, value, TARGET if "20 metrics, flush" in name else None)
+    described = machine() | {"threads": arguments.threads}
+    finish({"machine": described, "microseconds": times, "ratios": ratios}, arguments.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,9 +1,11 @@
 """timing: what the benchmarks share: the machine, ratios with their intervals, and the JSON they leave."""
 
 import json
+import logging
 import os
 import platform
 import random
+import warnings
 from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -18,9 +20,15 @@ def options(description: str, *, repeats: int) -> ArgumentParser:
     """The options that every benchmark has."""
     parser = ArgumentParser(description=description, allow_abbrev=False)
     parser.add_argument("--repeats", type=int, default=repeats)
-    parser.add_argument("--threads", type=int, default=1, help="torch's threads")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers, each repeat's too")
     return parser
+
+
+def quiet() -> None:
+    """Keep Lightning's notices out of the numbers."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
 
 
 def machine() -> dict[str, Any]:

@@ -1,0 +1,116 @@
+"""What every shipped objective keeps, whatever it minimises."""
+
+import ast
+import copy
+import inspect
+from functools import partial
+
+import pytest
+import torch
+
+from alignlab import objectives
+from alignlab.objectives import MLE, InfoNCE, Loss, Mixture, Objective
+
+MAKERS = {
+    "MLE": MLE,
+    "InfoNCE": InfoNCE,
+    "Mixture": partial(Mixture, parts={"likelihood": MLE, "contrast": InfoNCE}),
+}
+
+
+@pytest.fixture(params=MAKERS)
+def made(request, tiny_backbone, examples):
+    objective = MAKERS[request.param](tiny_backbone)
+    return objective, tiny_backbone.encoder.batch(examples[:8], objective.requires)
+
+
+def test_the_whole_catalogue_is_covered():
+    shipped = {name for name in objectives.__all__ if inspect.isclass(item := getattr(objectives, name))
+               and issubclass(item, Objective) and item is not Objective}  # fmt: skip
+    assert shipped == set(MAKERS)
+
+
+def test_the_loss_is_a_finite_scalar_with_a_graph_and_a_detached_report(made):
+    objective, batch = made
+    loss = objective.loss(batch)
+    assert isinstance(loss, Loss) and loss.mean.shape == () and loss.mean.isfinite() and loss.mean.requires_grad
+    assert float(loss.weight) > 0
+    for name, value in loss.report.items():
+        assert torch.as_tensor(value).shape == () and not torch.as_tensor(value).requires_grad, name
+
+
+def test_the_batch_is_unchanged(made):
+    objective, batch = made
+    before = copy.deepcopy(batch)
+    objective.loss(batch).mean.backward()
+    for now, then in zip(batch, before, strict=True):
+        for name, value in vars(then).items():
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(getattr(now, name), value), name
+        assert all(torch.equal(now.vision[key], value) for key, value in then.vision.items())
+
+
+def test_it_falls_on_one_batch(made):
+    objective, batch = made
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(20):
+        loss = objective.loss(batch).mean
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < losses[0] - 0.1
+
+
+def test_permuting_the_batch_changes_nothing(made, examples):
+    objective, batch = made
+    shuffled = objective.backbone.encoder.batch(examples[:8][::-1], objective.requires)
+    torch.testing.assert_close(objective.loss(shuffled).mean, objective.loss(batch).mean, rtol=1e-5, atol=1e-6)
+
+
+def test_padding_side_changes_nothing(made, examples):
+    objective, batch = made
+    encoder = copy.copy(objective.backbone.encoder)
+    encoder.padding_side = "left"
+    left = encoder.batch(examples[:8], objective.requires)
+    assert any((tokens.attention_mask[:, 0] == 0).any() for tokens in left)
+    torch.testing.assert_close(objective.loss(left).mean, objective.loss(batch).mean, rtol=1e-4, atol=1e-5)
+
+
+def test_every_parameter_that_should_train_gets_a_gradient(made):
+    objective, batch = made
+    objective.loss(batch).mean.backward()
+    # The embedding objective never uses the LM head, and CLIP's last norm follows the layer that LLaVA reads.
+    unused = ("lm_head", "post_layernorm")
+    for name, parameter in objective.named_parameters():
+        if not any(part in name for part in unused):
+            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def test_its_state_makes_a_round_trip(made, tiny_path):
+    from alignlab import Backbone
+
+    objective, batch = made
+    twin = MAKERS[type(objective).__name__](Backbone(str(tiny_path), fresh=["projector"]))
+    assert not torch.equal(twin.loss(batch).mean, objective.loss(batch).mean)
+    twin.load_state_dict(objective.state_dict())
+    torch.testing.assert_close(twin.loss(batch).mean, objective.loss(batch).mean)
+
+
+def test_its_file_has_a_headline_and_documents_its_arguments(made):
+    cls = type(made[0])
+    module = inspect.getmodule(cls)
+    assert module.__doc__.startswith(f"{cls.__name__}: ")
+    for name in inspect.signature(cls.__init__).parameters:
+        assert name in ("self", "backbone") or f"\n        {name}: " in cls.__doc__, name
+    methods = [n for n in ast.walk(ast.parse(inspect.getsource(module))) if isinstance(n, ast.FunctionDef)]
+    assert any(method.name == "loss" for method in methods)
+    assert len(inspect.getsource(module).splitlines()) <= 120
+
+
+def test_loss_logs_nothing_and_needs_no_trainer(made):
+    objective, batch = made
+    assert objective._trainer is None
+    objective.loss(batch)
+    assert not objective._seen.rows

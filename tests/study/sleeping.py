@@ -1,0 +1,18 @@
+# Launches a study whose cells never end. It has no `if __name__ == "__main__"`, as a user's script may have none.
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from acts import act, study_of
+
+from alignlab.study.launch import launch, preload
+
+directory = Path(sys.argv[1])
+with open(directory / "times main ran", "a") as file:
+    file.write("I")
+preload(("torch", "alignlab.experiment.config"))
+try:
+    launch(study_of(directory / "study", "sleep", "sleep", "sleep"), jobs=2, work=act)
+except KeyboardInterrupt:
+    sys.exit(130)

@@ -1,0 +1,249 @@
+"""A report is made from the study's directory alone, and hides nothing that happened."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from alignlab.errors import InputError
+from alignlab.study import gallery
+from alignlab.study.comparison import caveats, compare, score, signed, summary, verdict
+from alignlab.study.report import html, markdown, report
+from alignlab.study.results import Results
+
+SCORES = {"MLE": (0.5, 0.6, 0.7), "own": (0.6, 0.7, 0.83)}
+
+
+def write_cell(directory: Path, value: float, **metrics: Any) -> None:
+    """A finished run."""
+    (directory / "items").mkdir(parents=True)
+    (directory / "pictures").mkdir()
+    result = {
+        "config_hash": directory.name,
+        "scores": {"caption/exact": value, "vqa/accuracy": 0.5},
+        "parameters": {"total": 2000, "trained": 1000},
+        "steps": 20,
+        "samples": 1280,
+        "seconds": {"fit": 30.0, "evaluate": 3.0},
+    }
+    (directory / "metrics.json").write_text(json.dumps(result | metrics))
+    lines = [{"step": step, "train/loss": 3.0 / step} for step in (10, 20)] + [{"step": 20, "val/loss": 0.2}]
+    (directory / "curve.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (directory / "versions.json").write_text(json.dumps({"python": "3.11.7", "packages": {"torch": "2.13.0"}}))
+
+
+def write_item(directory: Path, id: str, output: str, reference: str = "a red square") -> None:
+    """One caption with its picture."""
+    Image.new("RGB", (8, 8), "red").save(directory / "pictures" / f"{id}.png")
+    item = {"id": id, "score": float(output == reference), "prompt": "describe", "output": output}
+    with open(directory / "items" / "caption.jsonl", "a") as file:
+        file.write(json.dumps({**item, "reference": reference, "picture": f"pictures/{id}.png"}) + "\n")
+
+
+@pytest.fixture
+def directory(tmp_path) -> Path:
+    """Two arms of three finished cells, and one with a failed, an interrupted and a new cell."""
+    cells = []
+    for arm in ("MLE", "own", "bad"):
+        for seed in range(3):
+            differs = {} if arm == "MLE" else {"objective": arm.upper()}
+            place = f"cells/{arm}/{arm}{seed}"
+            digest = f"{arm}{seed}"
+            cells.append(
+                {"arm": arm, "start": "a", "seed": seed, "directory": place, "digest": digest, "differs": differs}
+            )
+            if arm in SCORES:
+                write_cell(tmp_path / place, SCORES[arm][seed])
+    (tmp_path / "cells/bad/bad0").mkdir(parents=True)
+    (tmp_path / "cells/bad/bad0/failure.json").write_text('{"message": "the loss is <nan>", "traceback": "..."}')
+    (tmp_path / "cells/bad/bad1").mkdir()
+    (tmp_path / "cells/bad/bad1/curve.jsonl").write_text('{"step": 10, "train/loss": 1.0}\n{"step": 20, "tra')
+    manifest = {
+        "name": "mine",
+        "description": "Does it help?",
+        "command": "alignlab study run mine.yaml",
+        "arms": ["MLE", "own", "bad"],
+        "starts": ["a"],
+        "seeds": [0, 1, 2],
+        "baseline": "MLE",
+        "metrics": [],
+        "notes": [],
+        "cells": cells,
+    }
+    (tmp_path / "study.json").write_text(json.dumps(manifest))
+    return tmp_path
+
+
+def change_manifest(directory: Path, **changes: Any) -> None:
+    manifest = json.loads((directory / "study.json").read_text())
+    (directory / "study.json").write_text(json.dumps(manifest | changes))
+
+
+def test_scores_and_differences_by_hand(directory):
+    results = Results.read(directory)
+    entry = compare(results, "own", "caption/exact")
+    # differences 0.1, 0.1, 0.13: mean 0.11, standard deviation 0.01732, half width 4.3027 * 0.01732 / sqrt(3) = 0.04303
+    assert entry.difference == pytest.approx((0.11, 0.11 - 0.04303, 0.11 + 0.04303), abs=1e-5)
+    assert entry.score.mean == pytest.approx(0.71)
+    assert entry.p == 0.25
+    assert compare(results, "MLE", "caption/exact").difference is None
+
+
+def test_the_verdict_sorts_the_metrics(directory):
+    judged = verdict(Results.read(directory), "own")
+    assert [entry.metric for entry in judged.higher] == ["caption/exact"]
+    assert [entry.metric for entry in judged.same] == ["vqa/accuracy"]
+    assert not judged.lower and not judged.undecided and judged.unknown is None
+
+
+def test_the_summary_says_what_came_out(directory):
+    assert summary(Results.read(directory)) == [
+        "3 arms × 1 start × 3 seeds: 9 cells, 6 finished. The other 3 cells are listed below.",
+        "own against MLE: higher on caption/exact (+0.110); the same on vqa/accuracy.",
+        "bad against MLE: no start and seed is finished in both.",
+    ]
+
+
+def test_three_seeds_are_said_to_be_few(directory):
+    assert any("p ≥ 0.25: it cannot reach p < 0.05" in note for note in caveats(Results.read(directory)))
+
+
+def test_unequal_budgets_are_said(directory):
+    place = directory / "cells/own/own0/metrics.json"
+    metrics = json.loads(place.read_text())
+    place.write_text(json.dumps(metrics | {"samples": 2560, "parameters": {"total": 2000, "trained": 1001}}))
+    notes = [note for note in caveats(Results.read(directory)) if note.startswith("Not matched")]
+    assert len(notes) == 1 and "samples of own and MLE differ" in notes[0]
+
+
+def test_a_metric_that_no_cell_has_is_said(directory):
+    change_manifest(directory, metrics=["caption/exact", "caption/exakt"])
+    assert "caption/exakt: no finished cell has this metric." in caveats(Results.read(directory))
+
+
+def test_metrics_of_another_config_do_not_count(directory):
+    place = directory / "cells/own/own0/metrics.json"
+    place.write_text(place.read_text().replace("own0", "other"))
+    assert [cell.state for cell in Results.read(directory).of("own")] == ["interrupted", "finished", "finished"]
+
+
+def test_every_cell_is_reported_and_failures_with_their_reason(directory):
+    report(directory, console=Console(record=True, width=100, file=open("/dev/null", "w")))
+    for text in ((directory / "report.md").read_text(), (directory / "report.html").read_text()):
+        for arm in ("MLE", "own", "bad"):
+            for seed in range(3):
+                assert f"cells/{arm}/{arm}{seed}" in text
+        assert "failed" in text and "not finished" in text and "not started" in text
+        assert "alignlab study run mine.yaml" in text
+    assert "the loss is &lt;nan&gt;" in (directory / "report.html").read_text()
+
+
+def test_the_terminal_gets_the_table(directory):
+    console = Console(record=True, width=80, file=open("/dev/null", "w"))
+    page = report(directory, console=console)
+    text = console.export_text()
+    assert re.search(r"own +0\.710 ± 0\.286 +\+0\.110 \[\+0\.067, \+0\.153\] +3", text)
+    assert "bad · a · seed 0: failed: the loss is <nan>" in text
+    assert str(page) in text.replace("\n", "")
+
+
+def test_markdown_tables_are_whole(directory):
+    tables = [line for line in markdown(Results.read(directory)).splitlines() if line.startswith("|")]
+    assert "| caption/exact | 0.600 ± 0.248 | 0.710 ± 0.286 | n/a |" in tables
+    assert "| caption/exact | **+0.110 [+0.067, +0.153]** | n/a |" in tables
+
+
+def test_the_page_needs_nothing_else(directory):
+    write_item(directory / "cells/MLE/MLE0", "x", "a red square")
+    write_item(directory / "cells/own/own0", "x", "a blue square")
+    page = html(Results.read(directory))
+    assert not re.search(r"<(script|link|iframe)|@import|url\((?!#)", page)
+    assert set(re.findall(r'(?:src|href)="([^"]{5})', page)) <= {"data:"} | {
+        m[:5] for m in re.findall(r'"(#[^"]*)"', page)
+    }
+    assert "prefers-color-scheme: dark" in page and 'name="viewport"' in page
+
+
+def test_plots_take_the_colours_of_the_page(directory):
+    page = html(Results.read(directory))
+    assert page.count('<svg class="plot"') == 2 + 3  # metrics and arms
+    assert "var(--arm0)" in page and "var(--arm1)" in page and "var(--ink)" in page
+    assert not re.search("#0[0-9a-e]0[0-9a-e]0[0-9a-e]", page)
+
+
+def test_names_are_text_and_not_markup(directory):
+    text = (directory / "study.json").read_text().replace('"own"', '"<i>own"')
+    (directory / "study.json").write_text(text)
+    page = html(Results.read(directory))
+    assert "<i>" not in page and "&lt;i&gt;own" in page
+    report(directory, console=Console(file=open("/dev/null", "w")))
+
+
+def test_the_gallery_shows_what_divides_the_arms_first(directory):
+    for cell, outputs in (
+        ("MLE/MLE0", ("a red square", "a red square")),
+        ("own/own0", ("a red square", "a blue square")),
+    ):
+        for id, output in zip("xy", outputs, strict=True):
+            write_item(directory / "cells" / cell, id, output)
+    (wall,) = gallery.walls(Results.read(directory))
+    assert (wall.evaluator, wall.prompt) == ("caption", "describe")
+    divided, agreed = wall.cards
+    assert [answer.arms for answer in agreed.answers] == [("MLE", "own")]
+    assert [(answer.arms, answer.score) for answer in divided.answers] == [(("MLE",), 1), (("own",), 0)]
+    assert divided.answers[1].words == (("a", False), ("blue", True), ("square", False))
+    page = html(Results.read(directory))
+    assert "<mark>blue</mark>" in page and 'aria-label="right"' in page and 'aria-label="wrong"' in page
+
+
+def test_a_lost_picture_is_left_out(directory):
+    for cell in ("MLE/MLE0", "own/own0"):
+        write_item(directory / "cells" / cell, "x", "a red square")
+    (directory / "cells/MLE/MLE0/pictures/x.png").write_bytes(b"broken")
+    assert gallery.walls(Results.read(directory)) == []
+
+
+def test_large_pictures_are_made_smaller(directory):
+    for cell in ("MLE/MLE0", "own/own0"):
+        write_item(directory / "cells" / cell, "x", "a red square")
+        Image.effect_noise((2000, 1000), 90).save(directory / "cells" / cell / "pictures/x.png")
+    (wall,) = gallery.walls(Results.read(directory))
+    assert wall.cards[0].width == 320 and len(wall.cards[0].picture) < 100_000
+
+
+def test_a_single_seed_has_no_interval(directory):
+    manifest = json.loads((directory / "study.json").read_text())
+    change_manifest(directory, seeds=[0], cells=[cell for cell in manifest["cells"] if cell["seed"] == 0])
+    results = Results.read(directory)
+    assert score(compare(results, "own", "caption/exact").score) == "0.600 ± n/a"
+    assert "allows no interval and no conclusion" in summary(results)[1]
+    report(directory, console=Console(file=open("/dev/null", "w")))
+
+
+def test_a_study_without_results_has_a_report(directory):
+    manifest = json.loads((directory / "study.json").read_text())
+    change_manifest(directory, arms=["bad"], baseline="bad", cells=[c for c in manifest["cells"] if c["arm"] == "bad"])
+    results = Results.read(directory)
+    assert "none finished: there is nothing to compare yet" in summary(results)[0]
+    report(directory, console=Console(file=open("/dev/null", "w")))
+
+
+def test_scores_that_are_no_numbers_are_left_out(directory):
+    place = directory / "cells/own/own2/metrics.json"
+    place.write_text(place.read_text().replace("0.83", "NaN"))
+    assert len(compare(Results.read(directory), "own", "caption/exact").values) == 2
+
+
+def test_another_directory_is_refused(tmp_path):
+    with pytest.raises(InputError, match="there is no study.json in it"):
+        Results.read(tmp_path)
+    with pytest.raises(InputError, match="there is no such directory"):
+        Results.read(tmp_path / "nowhere")
+
+
+def test_small_differences_have_no_sign_when_they_round_to_nothing():
+    assert [signed(value) for value in (0.0004, -0.0004, -0.02)] == ["0.000", "0.000", "−0.020"]

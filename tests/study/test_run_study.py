@@ -1,0 +1,51 @@
+"""The command: what is printed, and what it returns."""
+
+from pathlib import Path
+
+import pytest
+
+from alignlab.errors import InputError
+from alignlab.study import run_study
+
+STUDY = """
+base: base.yaml
+arms: {MLE: {objective: MLE}, InfoNCE: {objective: InfoNCE, optimization: {lr: 5e-4}}}
+seeds: [0, 1]
+"""
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch) -> Path:
+    (tmp_path / "base.yaml").write_text("data: Scenes\nevaluators: [CaptionAccuracy]\n")
+    (tmp_path / "mine.yaml").write_text(STUDY)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "mine.yaml"
+
+
+def test_a_dry_run_prints_the_cells_and_writes_nothing(study, capsys):
+    assert run_study(study, dry_run=True) == 0
+    printed = capsys.readouterr().out
+    assert "mine: 4 cells in runs/mine" in printed
+    assert "optimization.lr: 0.0005" in printed and "objective: InfoNCE" in printed
+    assert printed.count(" new ") == 4
+    assert not (study.parent / "runs").exists()
+
+
+def test_a_dry_run_says_how_far_the_cells_are(study, capsys):
+    run_study(study, dry_run=True)
+    place = next(word for word in capsys.readouterr().out.split() if word.startswith("InfoNCE/"))
+    cell = study.parent / "runs/mine/cells" / place
+    cell.mkdir(parents=True)
+    (study.parent / "runs/mine/study.json").write_text('{"name": "mine"}')
+    (cell / "config.yaml").touch()
+    run_study(study, dry_run=True)
+    assert " interrupted " in capsys.readouterr().out
+    (cell / "failure.json").write_text('{"message": "no"}')
+    run_study(study, dry_run=True)
+    assert " failed " in capsys.readouterr().out
+
+
+def test_nothing_starts_where_a_cell_is_wrong(study):
+    with pytest.raises(InputError, match="did you mean 'max_steps'"):
+        run_study(study, dry_run=True, overrides=["trainer.max_step=3"])
+    assert not (study.parent / "runs").exists()
