@@ -73,7 +73,8 @@ class Consumption(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Batch, batch_idx: int) -> None:
         self.samples += len(batch) * trainer.world_size
-        self.tokens = self.tokens + sum(tokens.attention_mask.sum() for tokens in batch) * trainer.world_size
+        for tokens in batch:
+            self.tokens = self.tokens + tokens.attention_mask.sum() * trainer.world_size
 
     def state_dict(self) -> dict[str, int]:
         return {"samples": self.samples, "tokens": int(self.tokens)}

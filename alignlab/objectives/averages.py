@@ -22,12 +22,13 @@ class Averages:
         """By the names reported together: a row (weight, values in the names' order) a batch."""
         self.latest: dict[str, Tensor | float] = {}
 
-    def add(self, loss: Loss) -> None:
-        """Keep a loss and its report, detached, with the loss's weight."""
+    def add(self, loss: Loss) -> Tensor:
+        """Keep a loss and its report, detached, with the loss's weight; gives that weight, in the loss's type."""
         mean = upcast(loss.mean.detach())  # and with it the row, since stacking promotes
         weight = torch.as_tensor(loss.weight, dtype=mean.dtype, device=mean.device)
         report = [_on(mean.device, value) for value in loss.report.values()]
         self.rows.setdefault(("loss", *loss.report), []).append(torch.stack([weight, mean, *report]).detach())
+        return weight.detach()
 
     def flush(self, strategy: Strategy) -> dict[str, float]:
         """Weighted means over all rows of all processes, and the latest of ``latest``; forgets them."""

@@ -76,18 +76,18 @@ class Objective(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = self.loss(batch)
-        self._seen.add(loss)
-        mean = upcast(loss.mean)
-        weight = torch.as_tensor(loss.weight, dtype=mean.dtype, device=mean.device).detach()
+        weight = self._seen.add(loss)
         self._step_weight = self._step_weight + weight
-        return mean * weight
+        return upcast(loss.mean) * weight
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         # Summed over micro-batches by us, divided by their number by Lightning, averaged over processes by the
         # strategy: one exact rescaling makes it the mean over the whole step. Clipping comes after this hook.
         total = self.trainer.strategy.reduce(self._step_weight, reduce_op="sum")
         count = self.trainer.world_size * self.trainer.accumulate_grad_batches
-        factor = torch.where(total > 0, count / total, 0.0)  # a step that saw nothing to train on changes nothing
+        factor = count / total.clamp(
+            min=1e-30
+        )  # a step that saw nothing to train on has zero gradients, and keeps them
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         torch._foreach_mul_(gradients, factor)
         self._step_weight = 0.0

@@ -18,10 +18,14 @@ WIDEST = 320
 
 @dataclass(frozen=True)
 class Answer:
-    """What one or several arms wrote: words with whether each is out of place, and the item's score."""
+    """What one or several arms wrote: words with whether each is out of place, and the item's score.
+
+    Of an answer that runs on without end only the beginning is shown; ``unshown`` words follow.
+    """
 
     arms: tuple[str, ...]
     words: tuple[tuple[str, bool], ...]
+    unshown: int
     score: float
 
 
@@ -81,7 +85,11 @@ def _card(picture: Path, arms: Sequence[str], items: Sequence[dict[str, Any]]) -
     wrote: dict[tuple[str, float], list[str]] = {}
     for arm, item in zip(arms, items, strict=True):
         wrote.setdefault((str(item["output"]), item["score"]), []).append(arm)
-    answers = [Answer(tuple(same), _marked(output, reference), score) for (output, score), same in wrote.items()]
+    longest = 12 + 2 * len(reference.split())
+    answers = []
+    for (output, score), same in wrote.items():
+        words = _marked(output, reference)
+        answers.append(Answer(tuple(same), words[:longest], max(0, len(words) - longest), score))
     return Card(*embedded, str(items[0].get("prompt", "")), reference, tuple(answers))
 
 

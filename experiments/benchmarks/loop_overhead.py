@@ -195,9 +195,9 @@ def microseconds(loop: Loop, inputs: list[Tensor], *, skip: int) -> float:
 
 
 def main() -> None:
-    parser = options(__doc__, repeats=15)
-    parser.add_argument("--steps", type=int, default=350, help="steps of a block")
-    parser.add_argument("--skip", type=int, default=50, help="of them not counted")
+    parser = options(__doc__, repeats=41)
+    parser.add_argument("--steps", type=int, default=120, help="steps of a block")
+    parser.add_argument("--skip", type=int, default=20, help="of them not counted")
     parser.add_argument("--threads", type=int, default=1, help="torch's threads")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
