@@ -1,6 +1,7 @@
 """cli: the command line; heavy libraries are imported by the command that needs them."""
 
 import argparse
+import difflib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from alignlab.errors import InputError
 
 EPILOG = """\
 Every setting of a config file can be given as an option as well:
-  alignlab fit --config experiments/mle.yaml --trainer.max_steps 300 --objective.scale 20
+  alignlab fit --config experiments/mle.yaml --trainer.max_steps 300 --optimization.lr 1e-3
 `alignlab objectives` lists the objectives with their settings; --print_config shows all settings of a run."""
 
 
@@ -48,8 +49,9 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)
 
     def command(parent, name: str, function: Callable, help: str) -> argparse.ArgumentParser:
+        epilog = EPILOG if function in (_fit, _inspect, _study_run) else None
         sub = parent.add_parser(
-            name, help=help, description=help, allow_abbrev=False, epilog=EPILOG, formatter_class=parser.formatter_class
+            name, help=help, description=help, allow_abbrev=False, epilog=epilog, formatter_class=parser.formatter_class
         )
         sub.set_defaults(command=function)
         return sub
@@ -110,9 +112,12 @@ def overrides_from(rest: Sequence[str]) -> list[str]:
         if not given:
             value = next(items, None)
             if value is None or (value.startswith("--") and len(value) > 2):
-                raise InputError(f"--{key} needs a value")
+                options = ("dry-run", "print_config", "config", "output", "jobs")
+                near = difflib.get_close_matches(key, options, n=1, cutoff=0.5)
+                raise InputError(f"--{key} needs a value" + (f"; did you mean --{near[0]}?" if near else ""))
         overrides.append(f"{key}={value}")
-    return overrides
+    # What names a class comes before what is said of it, in whatever order they were typed.
+    return sorted(overrides, key=lambda override: override.partition("=")[0].count("."))
 
 
 def _version(arguments: argparse.Namespace, rest: list[str]) -> int:

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText
 
-from alignlab.backbones.encoding import Encoder, image_token_id
+from alignlab.backbones.encoding import Encoder
 from alignlab.backbones.locations import locate
 from alignlab.batch import Tokens
 from alignlab.errors import InputError
@@ -70,8 +70,7 @@ class Backbone(nn.Module):
             self._transplant(_random(path, settings), fresh, "fresh")
         for part, donor in (take or {}).items():
             self._transplant(_load(donor, settings), (part,), f"take from {donor}")
-        processor = AutoProcessor.from_pretrained(locate(path))
-        self.encoder = Encoder(processor, image_token_id(self.model.config), max_length=max_length)
+        self.encoder = Encoder.load(path, max_length=max_length)
         self.train()  # transformers loads models in evaluation mode
         self._shares_features = "mm_encoder_outputs" in signature(self.model.forward).parameters
 
@@ -190,6 +189,8 @@ def _random(path: str, settings: dict[str, Any]) -> Any:
 def _parts(model: Any) -> dict[str, nn.ModuleList]:
     vision_tower, decoder = model.get_encoder(modality="image"), model.get_decoder()
     between = [module for module in model.base_model.children() if module is not vision_tower and module is not decoder]
+    # Some families keep single vectors beside the modules, such as the mark between the rows of an image.
+    between += [nn.ParameterList(model.base_model.parameters(recurse=False))]
     return {
         "vision_tower": nn.ModuleList([vision_tower]),
         "projector": nn.ModuleList(between),

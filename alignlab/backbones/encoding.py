@@ -37,7 +37,8 @@ class Encoder:
     Args:
         processor: Any processor with a tokenizer, an image processor and a chat template.
         image_token_id: The placeholder's id.
-        max_length: Longest sequence in tokens; longer ones lose their end. None: no limit.
+        max_length: Longest sequence in tokens; a longer conversation loses its end, a longer prompt or content is
+            refused, since its end is what asks for the answer. None: no limit.
         padding_side: Where training sequences are padded; prompts for generation are always padded on the left.
     """
 
@@ -49,6 +50,8 @@ class Encoder:
         max_length: int | None = None,
         padding_side: Literal["left", "right"] = "right",
     ) -> None:
+        if max_length is not None and max_length < 1:
+            raise InputError(f"backbone.max_length must be at least 1 token, or null, got {max_length}")
         if processor.tokenizer.chat_template is None and processor.chat_template is None:
             raise InputError("the backbone's processor has no chat template; add chat_template.jinja to its directory")
         self.processor, self.tokenizer = processor, processor.tokenizer
@@ -68,8 +71,12 @@ class Encoder:
         from transformers import AutoConfig, AutoProcessor
 
         folder = locate(path)
-        config = AutoConfig.from_pretrained(folder)
-        return cls(AutoProcessor.from_pretrained(folder), image_token_id(config), max_length=max_length)
+        try:
+            config, processor = AutoConfig.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise InputError(f"backbone.path: {path} lacks what its processor or config needs: {first}") from None
+        return cls(processor, image_token_id(config), max_length=max_length)
 
     def batch(self, examples: Sequence[Example], sequences: Sequence[str]) -> Batch:
         """Encode the named sequences of every example.
@@ -175,7 +182,9 @@ class Encoder:
         labels = [piece if train else [IGNORE] * len(piece) for piece, train in zip(pieces, trained, strict=True)]
         ids = _join(pieces, owners)
         for row, sequence in zip(rows, ids, strict=True):
-            self._check_cut(row, sequence)
+            if self.image_token_id in sequence[self.max_length or len(sequence) :]:
+                self._refuse_cut_images(row, sequence)
+            self._check_cut(row, len(sequence))
         padded = partial(self._pad, side=side)
         input_ids = padded(ids, self.pad_id)
         vision: dict[str, Any] = {}
@@ -207,12 +216,18 @@ class Encoder:
                 texts.append(self.first_token + text if bare else text)
         return texts
 
-    def _check_cut(self, row: _Row, ids: list[int]) -> None:
-        if self.max_length is not None and self.image_token_id in ids[self.max_length :]:
-            length = max(index for index, token in enumerate(ids) if token == self.image_token_id) + 1
+    def _refuse_cut_images(self, row: _Row, ids: list[int]) -> None:
+        length = max(index for index, token in enumerate(ids) if token == self.image_token_id) + 1
+        raise InputError(
+            f"max_length = {self.max_length} would cut the image tokens of example {row.id!r}, which reach to "
+            f"{length}; set backbone.max_length to more than {length}, or null"
+        )
+
+    def _check_cut(self, row: _Row, length: int) -> None:
+        if self.max_length is not None and length > self.max_length and not any(train for _, train in row.segments):
             raise InputError(
-                f"max_length = {self.max_length} would cut the image tokens of example {row.id!r}, which reach to "
-                f"{length}; set backbone.max_length to more than {length}, or null"
+                f"max_length = {self.max_length} would cut a {row.id} of {length} tokens, whose end asks for the "
+                f"answer; set backbone.max_length to at least {length}, or null"
             )
 
     def _pad(self, rows: list[list[int]], value: int, *, side: Literal["left", "right"]) -> Tensor:

@@ -74,6 +74,8 @@ class AlignmentData(LightningDataModule):
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
+            # A generator of its own: making an iterator draws a number, which must not shift training's randomness.
+            "generator": torch.Generator().manual_seed(self.order_seed),
         }
 
 

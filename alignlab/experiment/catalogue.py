@@ -1,6 +1,7 @@
 """The classes a config can name: where they are looked up, what they take, and what there is to list."""
 
 import dataclasses
+import hashlib
 import importlib
 import inspect
 import sys
@@ -122,6 +123,18 @@ def folders_used(config: Any, folders: Sequence[str]) -> list[str]:
             origins = module.__spec__.submodule_search_locations or [module.__spec__.origin or ""]
             loaded |= {str(Path(origin).parent) for origin in origins}
     return [folder for folder in dict.fromkeys((*folders, str(Path.cwd()))) if folder in loaded]
+
+
+def own_sources(config: Mapping[str, Any]) -> dict[str, str]:
+    """Hash of the source of each module in ``python_path`` that a resolved config names a class of."""
+    folders = {Path(folder) for folder in config.get("python_path") or []}
+    hashed = {}
+    for text in _texts(config):
+        module = sys.modules.get(text.rpartition(".")[0])
+        origin = module.__spec__.origin if module is not None and module.__spec__ is not None else None
+        if origin is not None and folders & set(Path(origin).parents):
+            hashed[module.__name__] = hashlib.sha256(Path(origin).read_bytes()).hexdigest()
+    return hashed
 
 
 def _texts(node: Any) -> Iterator[str]:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from argparse import ArgumentError
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ArgumentParser
 
 from alignlab.errors import InputError
-from alignlab.experiment.catalogue import kinds, search
+from alignlab.experiment.catalogue import kinds, own_sources, search
 from alignlab.experiment.listing import describe_objectives
 from alignlab.experiment.reading import dump, merge, place_of, places, read
 from alignlab.experiment.resolving import STAGE, TRAINER_REFUSED, ConfigError, WandbSettings, required_fields, resolve
@@ -85,9 +85,10 @@ def resolve_file(path: Path | str | None, overrides: Sequence[str] = ()) -> dict
 def digest(config: Mapping[str, Any]) -> str:
     """8 hexadecimal characters of a resolved config's content.
 
-    Left out is what changes no result: the W&B mirror, and the folders that classes were found in.
+    Left out is what changes no result: the W&B mirror, and the folders that classes were found in. The source of a
+    user's own classes is in.
     """
-    text = json.dumps(_content(config), sort_keys=True, separators=(",", ":"))
+    text = json.dumps(_content(config) | own_sources(config), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
@@ -104,8 +105,12 @@ def instantiate(config: Mapping[str, Any]) -> Experiment:
         made = parser.instantiate(
             parser.parse_object({name: _full_paths(config[name]) for name in ("objective", *names)})
         )
-    except ArgumentError as error:
-        raise InputError(condensed(str(error))) from error
+    except InputError:
+        raise
+    except (ArgumentError, TypeError, ValueError) as error:
+        # jsonargparse wraps what a constructor raises; ours has said it better.
+        ours = next((cause for cause in _causes(error) if isinstance(cause, InputError)), None)
+        raise ours or InputError(condensed(str(error))) from error
     return Experiment(
         make_objective=made.objective,
         requires=required_fields(config["objective"], config["python_path"]),
@@ -147,6 +152,12 @@ def _full_paths(node: Any) -> Any:
                 full["class_path"] = f"{kind.package}.{node['class_path']}"
         return full
     return [_full_paths(item) for item in node] if isinstance(node, list) else node
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _content(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,13 +1,16 @@
 """What a run leaves behind: the curve, versions, git state; plain files, written atomically."""
 
+import fcntl
 import json
+import math
 import os
 import platform
-import re
 import resource
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from alignlab.batch import Batch
+from alignlab.errors import InputError
 
 PACKAGES = (
     "alignlab",
@@ -65,26 +69,89 @@ class CurveLogger(Logger):
 
 
 class Consumption(Callback):
-    """Counts the samples and real tokens that training saw; goes on counting after a resume."""
+    """Counts the samples, real tokens and seconds of training; goes on counting after a resume."""
 
     def __init__(self) -> None:
         self.samples: int = 0
         self.tokens: torch.Tensor | int = 0
+        self._before, self._started = 0.0, time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training, those of earlier sessions up to their last checkpoint included."""
+        return self._before + time.perf_counter() - self._started
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._started = time.perf_counter()
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._before, self._started = self.seconds, math.inf
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Batch, batch_idx: int) -> None:
         self.samples += len(batch) * trainer.world_size
         for tokens in batch:
             self.tokens = self.tokens + tokens.attention_mask.sum() * trainer.world_size
 
-    def state_dict(self) -> dict[str, int]:
-        return {"samples": self.samples, "tokens": int(self.tokens)}
+    def state_dict(self) -> dict[str, float]:
+        return {"samples": self.samples, "tokens": int(self.tokens), "seconds": self.seconds}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.samples, self.tokens = state["samples"], state["tokens"]
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.samples, self.tokens, self._before = int(state["samples"]), int(state["tokens"]), state["seconds"]
 
 
+class Randomness(Callback):
+    """Keeps torch's generators with the checkpoint, so that dropout and noise go on as if nothing had happened."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._kept = state
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        # Not before: what comes between loading and the first batch draws numbers too.
+        if self._kept is not None:
+            torch.set_rng_state(self._kept["cpu"])
+            torch.cuda.set_rng_state_all(self._kept["cuda"])
+            self._kept = None
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep a second process out of a run directory, which is made if need be; the lock goes with the process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if rank_zero_only.rank:  # a process that the first one started
+        yield
+        return
+    with open(folder / ".lock", "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"another process is at work in {folder}; wait for it, or choose another --output"
+            ) from None
+        yield
+
+
+CLAIM = "# alignlab run, digest "
+
+
+def claim_line(digest: str) -> str:
+    """First line of a run's config: the digest at its start, which also covers the source of a user's classes."""
+    return f"{CLAIM}{digest}\n"
+
+
+def claimed_by(config: Path) -> str:
+    """The digest that a run directory's config begins with."""
+    return config.read_text().partition("\n")[0].removeprefix(CLAIM)
+
+
+@rank_zero_only
 def write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a file whole or not at all; the first process alone."""
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text)
     os.replace(partial, path)
@@ -102,7 +169,7 @@ def write_items(folder: Path, name: str, items: Sequence[Mapping[str, Any]]) -> 
     for item in items:
         row = dict(item)
         if row.get("picture") is not None:
-            file = f"pictures/{name}-{re.sub(r'[^A-Za-z0-9_-]', '_', row['id'])}.png"
+            file = f"pictures/{name}-{len(rows)}.png"
             row["picture"].save(folder / file)
             row["picture"] = file
         rows.append(row)

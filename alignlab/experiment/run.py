@@ -2,6 +2,7 @@
 
 import json
 import logging
+import pickle
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -13,10 +14,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from alignlab.backbones import Backbone, Encoder
+from alignlab.backbones import Backbone
 from alignlab.errors import InputError
 from alignlab.experiment import record
 from alignlab.experiment.config import STAGE, Experiment, digest, dump, instantiate, read
+from alignlab.experiment.preflight import preflight
 from alignlab.objectives import Objective
 
 
@@ -50,46 +52,42 @@ def run(
     Raises:
         InputError: The directory holds a run of another config.
     """
-    claim(config, output)
+    quiet_libraries()
+    refuse_foreign(config, output)
     if (output / "metrics.json").exists():
         return json.loads((output / "metrics.json").read_text())
-    notify = on_progress or (lambda progress: None)
     stages = stages or output / "stages"
-    for name, stage in config["stages"].items():
-        run(stage, stages / name, on_progress=on_progress, stages=stages)
-    _quiet_libraries()
-    experiment = instantiate({**config, "backbone": _with_stage_paths(config["backbone"], stages)})
-    check_lengths(experiment, config)
-    seed_everything(config["seed"], workers=True, verbose=False)
-    backbone = experiment.make_backbone()
-    if experiment.adapter is not None:
-        experiment.adapter.apply(backbone)
-    objective = experiment.make_objective(backbone)
-    objective.optimization = experiment.optimization
-    experiment.data.order_seed = config["seed"]
-    metrics = _train_and_judge(config, experiment, objective, output, notify)
-    record.write_json(output / "metrics.json", metrics)
-    notify(Progress("done", metrics["steps"], metrics["steps"], metrics["scores"]))
+    placed = {**config, "backbone": _with_stage_paths(config["backbone"], stages)}
+    preflight(config if config["stages"] else placed)
+    with record.locked(output):
+        claim(config, output)
+        for name, stage in config["stages"].items():
+            run(stage, stages / name, on_progress=on_progress, stages=stages)
+        experiment = instantiate({**placed, "stages": {}})
+        seed_everything(config["seed"], workers=True, verbose=False)
+        metrics = _train_and_judge(config, experiment, output, on_progress or (lambda progress: None))
+        record.write_json(output / "metrics.json", metrics)
     return metrics
 
 
-def claim(config: dict[str, Any], output: Path) -> None:
-    """Make the run directory this config's, or refuse.
-
-    Raises:
-        InputError: It holds something else.
-    """
+def refuse_foreign(config: dict[str, Any], output: Path) -> None:
+    """Raise InputError if the directory holds anything but this config's run."""
     file = output / "config.yaml"
     if file.exists():
-        if digest(read(file)) != digest(config):
+        if record.claimed_by(file) != digest(config):
             raise InputError(
                 f"{output} holds a run of another config (see {file}); choose another --output, or move it away"
             )
-        return
-    if output.exists() and any(not path.name.startswith(".") for path in output.iterdir()):
+    elif not output.is_dir() and any(path.is_file() for path in (output, *output.parents)):
+        raise InputError(f"--output {output} is, or lies in, a file; a run needs a directory")
+    elif output.exists() and any(not path.name.startswith(".") for path in output.iterdir()):
         raise InputError(f"{output} exists and is no run directory; choose another --output")
-    output.mkdir(parents=True, exist_ok=True)
-    record.write(file, dump(config))
+
+
+def claim(config: dict[str, Any], output: Path) -> None:
+    """Make the run directory this config's; its first line says whose it is."""
+    if not (output / "config.yaml").exists():
+        record.write(output / "config.yaml", record.claim_line(digest(config)) + dump(config))
 
 
 def load(run_directory: Path | str) -> Backbone:
@@ -106,13 +104,15 @@ def load(run_directory: Path | str) -> Backbone:
 def evaluate_run(run_directory: Path, *, on_progress: OnProgress | None = None) -> dict[str, float]:
     """Judge a finished run's backbone again; what it finds goes to ``evaluation/`` in the run directory."""
     config = _finished(run_directory)
-    _quiet_libraries()
+    quiet_libraries()
     folder = run_directory / "evaluation"
     folder.mkdir(exist_ok=True)
     notify = on_progress or (lambda progress: None)
     experiment = instantiate({**config, "stages": {}, "backbone": {**config["backbone"], "fresh": [], "take": None}})
     seed_everything(config["seed"], workers=True, verbose=False)
-    scores, _ = evaluate(load(run_directory), experiment, folder, lambda name: notify(Progress("evaluate", 0, 0, {})))
+    device = Trainer(**experiment.trainer, logger=False, enable_progress_bar=False).strategy.root_device
+    backbone = load(run_directory).to(device)
+    scores, _ = evaluate(backbone, experiment, folder, lambda name: notify(Progress("evaluate", 0, 0, {})))
     record.write_json(folder / "scores.json", {"scores": scores, "versions": record.versions()})
     return scores
 
@@ -137,15 +137,6 @@ def _with_stage_paths(value: Any, stages: Path) -> Any:
     return value
 
 
-def check_lengths(experiment: Experiment, config: dict[str, Any]) -> None:
-    """Encode some training examples before the weights are read, so that a bad ``max_length`` is known at once."""
-    limit = config["backbone"]["max_length"]
-    if limit is not None:
-        encoder = Encoder.load(experiment.backbone["path"], max_length=limit)
-        examples = experiment.data.examples("train")
-        encoder.batch([examples[i] for i in range(min(64, len(examples)))], experiment.requires)
-
-
 def evaluate(
     backbone: Backbone, experiment: Experiment, output: Path, on_evaluator: Callable[[str], None]
 ) -> tuple[dict[str, float], dict[str, list[dict[str, Any]]]]:
@@ -161,73 +152,91 @@ def evaluate(
 
 
 def _train_and_judge(
-    config: dict[str, Any], experiment: Experiment, objective: Objective, output: Path, notify: OnProgress
+    config: dict[str, Any], experiment: Experiment, output: Path, notify: OnProgress
 ) -> dict[str, Any]:
+    backbone = experiment.make_backbone()
+    if experiment.adapter is not None:
+        experiment.adapter.apply(backbone)
+    objective = experiment.make_objective(backbone)
+    objective.optimization = experiment.optimization
+    experiment.data.order_seed = config["seed"]
     record.write_json(output / "versions.json", record.versions())
-    curve, counts = record.CurveLogger(output / "curve.jsonl"), record.Consumption()
-    checkpoint = output / "checkpoints" / "last.ckpt"
-    loggers: list[Any] = [curve]
+    curve, spent = record.CurveLogger(output / "curve.jsonl"), record.Consumption()
     mirror = None
     if experiment.wandb.mode != "disabled":
         from alignlab.experiment import wandb
 
-        name = f"{objective.__class__.__name__}-seed{config['seed']}"
+        name = f"{type(objective).__name__}-seed{config['seed']}"
         mirror = wandb.make_logger(experiment.wandb, config=config, folder=output, name=name, id=run_id(config, output))
-        loggers.append(mirror)
+    checkpoint = output / "checkpoints" / "last.ckpt"
     keep = ModelCheckpoint(
         checkpoint.parent,
         filename=checkpoint.stem,
         every_n_train_steps=config["checkpoint_every"],
         enable_version_counter=False,
     )
+    callbacks = [*(experiment.trainer["callbacks"] or []), spent, record.Randomness(), keep, _Report(notify)]
     trainer = Trainer(
-        **{
-            **experiment.trainer,
-            "callbacks": [*(experiment.trainer.get("callbacks") or []), counts, keep, _Report(notify)],
-        },
-        logger=loggers,
+        **{**experiment.trainer, "callbacks": callbacks, "strategy": _strategy(experiment.trainer)},
+        logger=[curve, *([mirror] if mirror else [])],
         default_root_dir=output,
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,  # the data's own order knows the processes
     )
-    if checkpoint.exists():
-        curve.rewind(torch.load(checkpoint, weights_only=True, map_location="cpu")["global_step"])
+    _fit(trainer, objective, experiment, curve, checkpoint)
+    trainer.save_checkpoint(checkpoint)
+    if not trainer.is_global_zero:
+        raise SystemExit(0)  # the other processes have nothing more to do
     started = time.perf_counter()
-    try:
-        trainer.fit(
-            objective,
-            datamodule=experiment.data,
-            ckpt_path=checkpoint if checkpoint.exists() else None,
-            weights_only=True,
-        )
-    except SystemExit:  # Lightning's answer to Ctrl-C
-        raise KeyboardInterrupt from None
-    fitted = time.perf_counter()
-    steps = trainer.global_step
+    backbone.to(trainer.strategy.root_device)  # Lightning hands the model back on the CPU
     scores, items = evaluate(
-        objective.backbone, experiment, output, lambda name: notify(Progress("evaluate", steps, steps, {}))
+        backbone, experiment, output, lambda name: notify(Progress("evaluate", trainer.global_step, 0, {}))
     )
-    judged = time.perf_counter()
-    objective.backbone.save(output / "backbone", dtype=config["save_dtype"])
+    evaluated = time.perf_counter() - started
+    backbone.save(output / "backbone", dtype=config["save_dtype"])
     if mirror is not None:
         wandb.log_results(mirror, scores=scores, items=items, folder=output)
         wandb.finish()
+    parameters = list(objective.parameters())
+    notify(Progress("done", trainer.global_step, trainer.global_step, scores))
     return {
-        "objective": objective.__class__.__name__,
+        "objective": type(objective).__name__,
         "seed": config["seed"],
         "config_hash": digest(config),
         "scores": scores,
         "parameters": {
-            "total": sum(p.numel() for p in objective.parameters()),
-            "trained": sum(p.numel() for p in objective.parameters() if p.requires_grad),
+            "total": sum(p.numel() for p in parameters),
+            "trained": sum(p.numel() for p in parameters if p.requires_grad),
         },
-        "steps": steps,
-        "samples": counts.samples,
-        "tokens": int(counts.tokens),
-        "seconds": {"fit": fitted - started, "evaluate": judged - fitted},
+        "steps": trainer.global_step,
+        "samples": spent.samples,
+        "tokens": int(spent.tokens),
+        "seconds": {"fit": spent.seconds, "evaluate": evaluated},
         "peak_memory_mib": record.peak_memory_mib(),
     }
+
+
+def _fit(
+    trainer: Trainer, objective: Objective, experiment: Experiment, curve: record.CurveLogger, checkpoint: Path
+) -> None:
+    reached, path = 0, checkpoint if checkpoint.exists() else None
+    if path is not None:
+        try:
+            reached = torch.load(path, weights_only=True, map_location="cpu")["global_step"]
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise InputError(f"{path} cannot be read; delete it to train this run from its start ({error})") from None
+    curve.rewind(reached)
+    try:
+        trainer.fit(objective, datamodule=experiment.data, ckpt_path=path, weights_only=True)
+    except SystemExit:  # Lightning's answer to Ctrl-C
+        raise KeyboardInterrupt from None
+
+
+def _strategy(settings: Mapping[str, Any]) -> Any:
+    """Several devices without a named strategy: DDP that allows unused weights (an embedding uses no LM head)."""
+    several = Trainer(**settings, logger=False, enable_progress_bar=False).num_devices > 1
+    return "ddp_find_unused_parameters_true" if several and settings["strategy"] == "auto" else settings["strategy"]
 
 
 def run_id(config: dict[str, Any], output: Path) -> str:
@@ -247,7 +256,7 @@ class _Report(Callback):
         self.notify(Progress("fit", trainer.global_step, int(trainer.estimated_stepping_batches), module.logged))
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """What is no error of the user's is not printed over the progress bars."""
     from transformers.utils import logging as transformers_logging
 

@@ -54,5 +54,7 @@ def info_nce(
     loss = F.cross_entropy(logits, positives, label_smoothing=label_smoothing)
     if not symmetric:
         return loss
-    reverse = positives.argsort()  # the query of each target: labels are a permutation here
+    reverse = positives.argsort()  # the query of each target
+    if labels is not None and not torch.equal(positives[reverse], torch.arange(num_queries, device=logits.device)):
+        raise ValueError("symmetric needs labels that name every target once")
     return (loss + F.cross_entropy(logits.T, reverse, label_smoothing=label_smoothing)) / 2

@@ -85,9 +85,7 @@ class Objective(LightningModule):
         # strategy: one exact rescaling makes it the mean over the whole step. Clipping comes after this hook.
         total = self.trainer.strategy.reduce(self._step_weight, reduce_op="sum")
         count = self.trainer.world_size * self.trainer.accumulate_grad_batches
-        factor = count / total.clamp(
-            min=1e-30
-        )  # a step that saw nothing to train on has zero gradients, and keeps them
+        factor = count / total.clamp(min=1e-30)  # where there was nothing to train on, gradients of 0 stay 0
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         torch._foreach_mul_(gradients, factor)
         self._step_weight = 0.0
@@ -97,6 +95,10 @@ class Objective(LightningModule):
             self._seen.latest["grad_norm"] = torch.nn.utils.get_total_norm(gradients)
             self._seen.latest["lr"] = self.lr_schedulers().get_last_lr()[0]
             self._log("train", self._seen, step)
+
+    def on_train_end(self) -> None:
+        if self._seen.rows:  # steps since the last flush, where epochs or time end the training
+            self._log("train", self._seen, self.trainer.global_step)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._validated.add(self.loss(batch))

@@ -23,5 +23,6 @@ class MLE(Objective):
         kept = targets != IGNORE
         logits = upcast(self.backbone(chat, logits_at=kept).logits)  # (M, V)
         correct = (logits.detach().argmax(-1) == targets[kept]).float()
-        mean = F.cross_entropy(logits, targets[kept])
-        return Loss(mean, kept.sum(), {"token_accuracy": correct.mean()})
+        count = kept.sum().clamp(min=1)  # a batch without targets has loss 0
+        mean = F.cross_entropy(logits, targets[kept], reduction="sum") / count
+        return Loss(mean, kept.sum(), {"token_accuracy": correct.sum() / count})

@@ -43,6 +43,13 @@ class Optimization:
             raise InputError(
                 "optimization: learning rates must be positive; to freeze a part use adapter Full(parts=...)"
             )
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise InputError(f"optimization.betas must lie in [0, 1), got {list(self.betas)}")
+        if self.weight_decay < 0 or self.warmup_steps < 0:
+            raise InputError(
+                f"optimization needs weight_decay >= 0 and warmup_steps >= 0, "
+                f"got {self.weight_decay} and {self.warmup_steps}"
+            )
 
 
 def optimizer_and_schedule(objective: "Objective", settings: Optimization, num_steps: int) -> dict:

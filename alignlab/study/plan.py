@@ -2,16 +2,16 @@
 
 import itertools
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from alignlab.errors import InputError
-from alignlab.experiment.reading import merge, parse_override, put
-from alignlab.experiment.reading import read as read_experiment
+from alignlab.experiment.reading import merge
 from alignlab.study.differences import differences, leaves
-from alignlab.study.file import Start, StudyFile, files, read, slug
+from alignlab.study.file import Start, StudyFile, read, slug
+from alignlab.study.layers import arm_configs, own_start, placing
 from alignlab.study.state import State, read_json, state, write_json
 
 MANIFEST = "study.json"
@@ -149,12 +149,12 @@ def _expand(file: StudyFile, directory: Path, faults: list[str]) -> list[Cell]:
 
     cells: list[Cell] = []
     wrong: dict[str, list[str]] = defaultdict(list)
-    arms = _arm_configs(file, faults)
-    starts = file.starts or (Start(_own_start(arms.get(file.baseline, {})), None),)
+    arms = arm_configs(file, faults)
+    starts = file.starts or (Start(own_start(arms.get(file.baseline, {})), None),)
     for (arm, config), start in itertools.product(arms.items(), starts):
         for seed in file.seeds or (0,):
             try:
-                written = merge(config, _placing(file, config, arm, start, seed))
+                written = merge(config, placing(file, config, arm, start, seed))
                 resolved = resolve(written)
             except InputError as error:
                 for line in _lines(error):
@@ -163,8 +163,42 @@ def _expand(file: StudyFile, directory: Path, faults: list[str]) -> list[Cell]:
             content = digest(resolved)
             place = directory / "cells" / slug(arm) / f"{slug(start.name)}-seed{seed}-{content}"
             cells.append(Cell(arm, start.name, seed, resolved, place, content, dict(leaves(written))))
+    for cell, line in _found(cells):
+        wrong[line].append(cell.arm)
     faults += [f"{_owners(names, file.arms)}: {line}" for line, names in wrong.items()]
     return cells
+
+
+def _found(cells: list[Cell]) -> Iterator[tuple[Cell, str]]:
+    """What is wrong with cells that are valid by themselves: found by making what they name, once for all seeds."""
+    from alignlab.experiment.config import digest
+
+    found: dict[str, list[str]] = {}
+    for cell in cells:
+        if cell.state == "finished":
+            continue
+        from alignlab.experiment.preflight import preflight  # this costs seconds, which a finished study need not spend
+        from alignlab.experiment.run import quiet_libraries, refuse_foreign
+
+        quiet_libraries()
+        content = digest(_with_seed(cell.config, 0))
+        if content not in found:
+            found[content] = _raised(lambda config=cell.config: preflight(config))
+        own = _raised(lambda cell=cell: refuse_foreign(cell.config, cell.directory))
+        yield from ((cell, line) for line in [*found[content], *own])
+
+
+def _with_seed(config: dict[str, Any], seed: int) -> dict[str, Any]:
+    stages = {name: _with_seed(stage, seed) for name, stage in config["stages"].items()}
+    return {**config, "seed": seed, "stages": stages}
+
+
+def _raised(check: Callable[[], None]) -> list[str]:
+    try:
+        check()
+    except InputError as error:
+        return _lines(error)
+    return []
 
 
 def _lines(error: InputError) -> list[str]:
@@ -178,65 +212,6 @@ def _with_differences(cells: list[Cell], baseline: str) -> list[Cell]:
         replace(cell, differs=differences(cell.config, reference[cell.start, cell.seed], cell.differs))
         for cell in cells
     ]
-
-
-def _arm_configs(file: StudyFile, faults: list[str]) -> dict[str, dict[str, Any]]:
-    """Base, the arm's files, the study's overrides, the arm's keys, the command line: each laid over the last.
-
-    Nothing is resolved where a file cannot be read: its keys would be missed in every arm.
-    """
-    unread = len(faults) if file.base else -1
-    base = _over({"python_path": [str(file.path.resolve().parent)]}, file.base, faults)
-    configs = {}
-    for arm, keys in file.arms.items():
-        paths = files(file.path, f"arm {arm}: base", keys["base"], faults) if "base" in keys else ()
-        own = {key: value for key, value in keys.items() if key != "base"}
-        config = merge(merge(_over(base, paths, faults), file.overrides), own)
-        for change in file.last:
-            config = put(config, *parse_override(change), (), change)
-        configs[arm] = config
-    readable = len(faults) == unread
-    for arm, keys in file.arms.items():
-        faults += _contested(file, arm, {**file.overrides, **keys})
-    return configs if readable else {}
-
-
-def _over(config: dict[str, Any], paths: Sequence[Path], faults: list[str]) -> dict[str, Any]:
-    """Lay experiment files over a config; own classes are looked for in the folders of all of them."""
-    for path in paths:
-        try:
-            above = read_experiment(path)
-        except InputError as error:
-            faults.append(str(error))
-            continue
-        folders = [*above.get("python_path", ()), *config["python_path"]]
-        config = {**merge(config, above), "python_path": list(dict.fromkeys(folders))}
-    return config
-
-
-def _contested(file: StudyFile, arm: str, changes: dict[str, Any]) -> list[str]:
-    """Keys that the study itself sets for every cell."""
-    backbone = changes.get("backbone")
-    faults = [f"arm {arm}: seed: a study's seeds stand under its key 'seeds'"] if "seed" in changes else []
-    if file.starts and isinstance(backbone, dict) and "path" in backbone:
-        faults.append(f"arm {arm}: backbone.path: the study's key 'starts' sets it for all arms; leave out one of them")
-    return faults
-
-
-def _placing(file: StudyFile, config: dict[str, Any], arm: str, start: Start, seed: int) -> dict[str, Any]:
-    """What makes a cell of an arm: seed, start, and its place in Weights & Biases."""
-    wandb = config.get("wandb")
-    tags = wandb.get("tags") if isinstance(wandb, dict) else None
-    tags = [*(tags if isinstance(tags, list) else ()), arm, start.name, f"seed{seed}"]
-    placing: dict[str, Any] = {"seed": seed, "wandb": {"group": file.path.stem, "tags": tags}}
-    return placing if start.path is None else {**placing, "backbone": {"path": start.path}}
-
-
-def _own_start(config: dict[str, Any]) -> str:
-    """The name of the one start of a study that names none: its baseline's checkpoint."""
-    backbone = config.get("backbone")
-    path = backbone.get("path") if isinstance(backbone, dict) else None
-    return Path(path).name if isinstance(path, str) else "base"
 
 
 def _owners(names: list[str], arms: dict[str, Any]) -> str:

@@ -7,6 +7,18 @@ the same AdamW, clipping and schedule; no validation, checkpoint or evaluation f
 whole of ``alignlab.experiment.run.run``, its metrics, curve file and callbacks included. After each of its steps, the
 hand-written loop makes one of its own in the same process, so both meet the same weather. First the losses of all
 steps must agree to 1e-5. A repeat starts both anew, leaves out its first steps, and gives the ratio of the mean times.
+The terminal's progress bar is not part of it.
+
+Measured (2 shared cores, 1 thread, Linux, Python 3.11.7, torch 2.13.0+cpu, transformers 5.23.0, lightning 2.6.6; load
+1.0 to 1.6, so others were at work); median of 20-step means, the ratio with its 95 % interval, target <= 1.05:
+
+    batch  batches                alignlab  handwritten  ratio
+    64     encoded in the loop    327.2 ms     338.1 ms  1.011 [0.980, 1.026]  met; 9 repeats, losses agree to 2.4e-07
+    64     encoded beforehand     292.5 ms     286.4 ms  1.010 [1.004, 1.019]  met
+    8      encoded in the loop     55.5 ms      53.5 ms  1.039 [1.036, 1.057]  met; 15 repeats, losses agree to 3.0e-06
+    8      encoded beforehand      50.5 ms      48.2 ms  1.048 [1.043, 1.059]  met, but its interval reaches past it
+
+At batch 8 alignlab adds about 2 ms a step: 0.5 ms are six optimizer groups instead of one, 0.2 ms rescale gradients.
 """
 
 import json

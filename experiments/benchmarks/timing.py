@@ -18,7 +18,7 @@ PACKAGES = ("torch", "transformers", "lightning", "jsonargparse")
 
 def options(description: str, *, repeats: int) -> ArgumentParser:
     """The options that every benchmark has."""
-    parser = ArgumentParser(description=description, allow_abbrev=False)
+    parser = ArgumentParser(description=description.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--repeats", type=int, default=repeats)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers, each repeat's too")
     return parser

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,8 +12,10 @@ from transformers import AutoModelForImageTextToText
 
 import alignlab
 from alignlab import InputError
-from alignlab.experiment.config import read, resolve
+from alignlab.experiment import record
+from alignlab.experiment.config import digest, read, resolve
 from alignlab.experiment.run import evaluate_run, run
+from alignlab.objectives import MLE
 
 
 @pytest.fixture
@@ -172,3 +176,109 @@ def test_wandb_gets_the_run_offline(config, tmp_path):
     (table,) = tmp_path.glob("wandb/offline-run-*/files/media/table/examples/caption*.json")
     assert len(json.loads(table.read_text())["data"]) == 2
     assert any(path.is_file() for path in (tmp_path / "wandb" / "artifacts").rglob("*"))  # the table's pictures
+
+
+class Noisy(MLE):
+    """An objective with randomness of its own."""
+
+    def loss(self, batch):
+        loss = super().loss(batch)
+        return replace(loss, mean=loss.mean * torch.rand(()))
+
+
+def test_randomness_goes_on_after_an_interruption(config, tmp_path, monkeypatch):
+    monkeypatch.setattr("alignlab.objectives.MLE", Noisy)
+    test_an_interrupted_run_resumes_to_the_same_weights_and_curve(config, tmp_path)
+
+
+@pytest.mark.parametrize("stop_at", [1, 3])
+def test_an_interruption_before_the_first_checkpoint_leaves_no_double_curve(config, tmp_path, stop_at):
+    config = resolve({**config, "evaluators": [], "checkpoint_every": 5})
+
+    def stop(progress):
+        if progress.step == stop_at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path, on_progress=stop)
+    run(config, tmp_path)
+    assert [line["step"] for line in lines(tmp_path / "curve.jsonl") if "train/loss" in line] == list(range(1, 8))
+
+
+def test_the_last_checkpoint_is_that_of_the_last_step(config, tmp_path):
+    run(resolve({**config, "evaluators": []}), tmp_path)
+    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 7
+
+
+def test_a_truncated_checkpoint_is_named(config, tmp_path):
+    config = resolve({**config, "evaluators": []})
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path, on_progress=interrupt)
+    checkpoint = tmp_path / "checkpoints" / "last.ckpt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(InputError, match="last.ckpt cannot be read; delete it"):
+        run(config, tmp_path)
+
+
+def interrupt(progress):
+    if progress.step == 5:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": {"class_path": "Scenes", "init_args": {"image_size": 50}}}, "multiple of 24"),
+        ({"objective": {"class_path": "InfoNCE", "init_args": {"scale": -1.0}}}, "0 < scale"),
+        ({"adapter": {"class_path": "Full", "init_args": {"parts": []}}}, "one or more of vision_tower"),
+        ({"optimization": {"betas": [2.0, 3.0]}}, "betas must lie in"),
+        ({"optimization": {"weight_decay": -1.0}}, "weight_decay >= 0"),
+        ({"trainer": {"max_steps": -5}}, "trainer: .*max_steps"),
+        ({"trainer": {"accelerator": "warp"}}, "trainer: .*warp"),
+        ({"trainer": {"log_every_n_steps": 0}}, "log_every_n_steps must be at least 1"),
+        (
+            {"data": {"class_path": "Scenes", "init_args": {"num_train": 4}}},
+            "4 training examples, fewer than one batch",
+        ),
+        ({"backbone": {"max_length": -5}}, "max_length must be at least 1"),
+        ({"objective": "InfoNCE", "backbone": {"max_length": 44}}, "would cut a content of 48 tokens"),
+    ],
+)
+def test_what_can_be_known_beforehand_leaves_no_directory(config, tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        run(resolve({**config, **changes}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_where_the_directory_should_be_is_refused(config, tmp_path):
+    (tmp_path / "file").write_text("precious")
+    for output in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(InputError, match="a run needs a directory"):
+            run(resolve(config), output)
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_two_processes_do_not_share_a_run_directory(config, tmp_path):
+    with record.locked(tmp_path / "run"), pytest.raises(InputError, match="another process is at work"):
+        run(resolve(config), tmp_path / "run")
+
+
+def test_the_last_steps_of_an_epoch_are_logged(config, tmp_path):
+    trainer = {"max_steps": -1, "max_epochs": 1, "log_every_n_steps": 4, "limit_val_batches": 0}
+    run(resolve({**config, "evaluators": [], "trainer": trainer}), tmp_path)
+    assert [line["step"] for line in lines(tmp_path / "curve.jsonl")] == [4, 5]
+
+
+def test_the_source_of_ones_own_class_is_part_of_the_config(config, tmp_path):
+    source = "from alignlab.objectives import MLE\nclass Mine(MLE):\n    '''Mine.'''\n    factor = {}\n"
+    digests = set()
+    for factor in (1, 7):
+        folder = tmp_path / str(factor)
+        folder.mkdir()
+        (folder / "mine_alone.py").write_text(source.format(factor))
+        sys.modules.pop("mine_alone", None)
+        own = {**config, "objective": "mine_alone.Mine", "python_path": [str(folder)]}
+        digests.add(digest(resolve(own)))
+        sys.path.remove(str(folder))
+    sys.modules.pop("mine_alone")
+    assert len(digests) == 2

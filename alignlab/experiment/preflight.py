@@ -1,0 +1,75 @@
+"""preflight: what can be known of an experiment before weights are read, a directory is made or a step is taken."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from alignlab.backbones import PARTS, Backbone, Encoder
+from alignlab.data.base import ShuffledBatches
+from alignlab.errors import InputError
+from alignlab.experiment.config import STAGE, Experiment, instantiate
+
+SAMPLE = 64
+"""Examples whose lengths are checked."""
+
+
+def preflight(config: Mapping[str, Any]) -> None:
+    """Make everything that a resolved config names, the models without their weights, and throw it away.
+
+    Raises:
+        InputError: A class refuses its arguments, a file is missing or unreadable, data are too few, a sequence is
+            longer than ``max_length`` allows.
+    """
+    for part in (*config["stages"].values(), config):
+        check({**part, "stages": {}, "backbone": _outlined(part["backbone"], config["stages"])})
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """``preflight`` of one stage whose backbone's directories exist."""
+    experiment = instantiate(config)
+    _check_trainer(experiment.trainer)
+    _check_sizes(experiment)
+    if experiment.backbone["max_length"] is not None:
+        _check_lengths(experiment)
+    # Shapes are enough for a constructor to refuse its arguments, and on the meta device they cost nothing.
+    with torch.device("meta"):
+        backbone = Backbone(**{**experiment.backbone, "fresh": PARTS, "take": None})
+        experiment.make_objective(backbone)
+
+
+def _outlined(settings: Mapping[str, Any], stages: Mapping[str, Any]) -> dict[str, Any]:
+    """Backbone settings whose ``stage:NAME`` is replaced by what that stage itself starts from."""
+    path = settings["path"]
+    while path.startswith(STAGE):
+        path = stages[path.removeprefix(STAGE)]["backbone"]["path"]
+    return {**settings, "path": path, "take": None}
+
+
+def _check_trainer(settings: Mapping[str, Any]) -> None:
+    if settings["log_every_n_steps"] is not None and settings["log_every_n_steps"] < 1:
+        raise InputError(f"trainer.log_every_n_steps must be at least 1, got {settings['log_every_n_steps']}")
+    try:
+        Trainer(**settings, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise InputError(f"trainer: {str(error).splitlines()[0]}") from error
+
+
+def _check_sizes(experiment: Experiment) -> None:
+    data = experiment.data
+    ShuffledBatches(len(data.examples("train")), data.batch_size, seed=0, rank=0, processes=1, who=type(data).__name__)
+    for evaluator in experiment.evaluators:
+        evaluator.check(data)
+        if not len(data.examples(evaluator.split)):
+            who, whose = type(evaluator).__name__, type(data).__name__
+            raise InputError(f"{who} judges the {evaluator.split} split, which is empty in {whose}")
+
+
+def _check_lengths(experiment: Experiment) -> None:
+    encoder = Encoder.load(experiment.backbone["path"], max_length=experiment.backbone["max_length"])
+    asked = {name for evaluator in experiment.evaluators for name in evaluator.requires} & {"query", "target"}
+    for split, sequences in (("train", experiment.requires), ("test", tuple(asked))):
+        examples = experiment.data.examples(split)
+        encoder.batch([examples[index] for index in range(min(SAMPLE, len(examples)))], sequences)

@@ -1,0 +1,84 @@
+"""layers: the configs of a study's arms, each made of what is laid over what."""
+
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from alignlab.errors import InputError
+from alignlab.experiment.reading import merge, parse_override, put, show
+from alignlab.experiment.reading import read as read_experiment
+from alignlab.study.file import Start, StudyFile, files
+
+
+def arm_configs(file: StudyFile, faults: list[str]) -> dict[str, dict[str, Any]]:
+    """Base, the arm's files, the study's overrides, the arm's keys, the command line: each laid over the last.
+
+    Nothing is resolved where a file cannot be read: its keys would be missed in every arm.
+    """
+    unread = len(faults) if file.base else -1
+    base = _over({"python_path": [str(file.path.resolve().parent)]}, file.base, faults)
+    configs = {}
+    for arm, keys in file.arms.items():
+        paths = files(file.path, f"arm {arm}: base", keys["base"], faults) if "base" in keys else ()
+        own = {key: value for key, value in keys.items() if key != "base"}
+        config = merge(merge(_over(base, paths, faults), file.overrides), own)
+        for change in file.last:
+            config = put(config, *parse_override(change), (), change)
+        configs[arm] = config
+    readable = len(faults) == unread
+    faults += _contested(file)
+    return configs if readable else {}
+
+
+def _over(config: dict[str, Any], paths: Sequence[Path], faults: list[str]) -> dict[str, Any]:
+    """Lay experiment files over a config; own classes are looked for in the folders of all of them."""
+    for path in paths:
+        try:
+            above = read_experiment(path)
+        except InputError as error:
+            faults.append(str(error))
+            continue
+        folders = [*above.get("python_path", ()), *config["python_path"]]
+        config = {**merge(config, above), "python_path": list(dict.fromkeys(folders))}
+    return config
+
+
+def placing(file: StudyFile, config: dict[str, Any], arm: str, start: Start, seed: int) -> dict[str, Any]:
+    """What makes a cell of an arm: seed, start, and its place in Weights & Biases."""
+    wandb = config.get("wandb")
+    tags = wandb.get("tags") if isinstance(wandb, dict) else None
+    tags = [*(tags if isinstance(tags, list) else ()), arm, start.name, f"seed{seed}"]
+    placing: dict[str, Any] = {"seed": seed, "wandb": {"group": file.path.stem, "tags": tags}}
+    return placing if start.path is None else {**placing, "backbone": {"path": start.path}}
+
+
+def own_start(config: dict[str, Any]) -> str:
+    """The name of the one start of a study that names none: its baseline's checkpoint."""
+    backbone = config.get("backbone")
+    path = backbone.get("path") if isinstance(backbone, dict) else None
+    return Path(path).name if isinstance(path, str) else "base"
+
+
+def _contested(file: StudyFile) -> list[str]:
+    """What is said of keys that the study itself sets for every cell, so that it would have no effect."""
+    faults = [f"overrides: {key}: {why}" for key, _, why, _ in _decided(file, file.overrides)]
+    for arm, keys in file.arms.items():
+        faults += [f"arm {arm}: {key}: {why}" for key, _, why, _ in _decided(file, keys)]
+    for change in file.last:
+        for _, value, why, instead in _decided(file, put({}, *parse_override(change), (), change)):
+            use = f"; use --{instead} {shlex.quote(show([value]))}" if instead else ""
+            faults.append(f"override {change!r}: {why}{use}")
+    return faults
+
+
+def _decided(file: StudyFile, changes: dict[str, Any]) -> Iterator[tuple[str, Any, str, str | None]]:
+    """The key, its value, why it is the study's, and the study's own key for it."""
+    if "seed" in changes:
+        yield "seed", changes["seed"], "a study's seeds stand under its key 'seeds'", "seeds"
+    backbone, wandb = changes.get("backbone"), changes.get("wandb")
+    if file.starts and isinstance(backbone, dict) and "path" in backbone:
+        yield "backbone.path", backbone["path"], "the study's key 'starts' sets backbone.path for all arms", "starts"
+    if isinstance(wandb, dict) and "group" in wandb:
+        why = f"the cells of a study are the group {file.path.stem!r}, named after its file"
+        yield "wandb.group", wandb["group"], why, None
