@@ -150,6 +150,8 @@ class Batch:
 def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
         return function(value)
+    if isinstance(value, str):
+        return value
     if isinstance(value, Mapping):
         return {key: _map_tensors(item, function) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -184,7 +184,8 @@ def _missing(path: Path) -> str:
         return f"{path}: expected a YAML file, this is a folder{inside}"
     if not path.parent.is_dir():
         return f"{path}: no such file; there is no folder {path.parent}"
-    names = {file.stem: file.name for file in sorted(path.parent.iterdir()) if file.suffix in (".yaml", ".yml")}
+    files = (file for file in sorted(path.parent.iterdir()) if file.suffix in (".yaml", ".yml") and file.is_file())
+    names = {file.stem: file.name for file in files}
     close = closest(path.stem, names)
     listed = f"; {path.parent} has {', '.join(list(names.values())[:10])}" if names else ""
     hint = f"; did you mean {names[close]!r}?" if close else listed

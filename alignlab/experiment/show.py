@@ -21,7 +21,7 @@ def progress_bar() -> Iterator[Callable[["RunProgress"], None]]:
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
         TextColumn("{task.fields[loss]}"),
     )  # fmt: skip
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, disable=not console.is_terminal, refresh_per_second=4) as bar:
         task = bar.add_task("loading", total=None, loss="")
 
         def show(progress: "RunProgress") -> None:

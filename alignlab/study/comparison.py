@@ -23,7 +23,7 @@ class Entry:
         values: Of the finished cells.
         score: Mean over them, None where there is none.
         difference: To the baseline over common (start, seed), None for the baseline itself.
-        differences: One by one.
+        differences: One by one; fewer than ``values`` where a cell's partner is missing.
         p: Of the exact sign-flip test.
     """
 
@@ -39,6 +39,12 @@ class Entry:
     def clear(self) -> bool:
         """Whether the interval of the difference excludes 0."""
         return self.difference is not None and self.difference.excludes_zero
+
+
+def paired(entry: Entry) -> str:
+    """How many pairs a difference is made of, where they are not as many as the values."""
+    partial = entry.difference is not None and len(entry.differences) != len(entry.values)
+    return _count(len(entry.differences), "pair") if partial else ""
 
 
 def compare(results: Results, arm: str, metric: str) -> Entry:

@@ -65,7 +65,7 @@ def launch(
 
     Raises:
         KeyboardInterrupt: After all children have stopped; launching again goes on from there.
-        InputError: Another process is running this study.
+        InputError: Another process is running this study, or a cell's directory holds something else.
     """
     if jobs is not None and jobs < 1:
         raise InputError(f"jobs: expected at least 1, got {jobs}")
@@ -121,12 +121,7 @@ def _run_all(waiting: deque[Cell], slots: _Slots, display: Display, work: Work) 
                 slot = min(set(range(slots.jobs)) - running.keys())
                 cell = waiting.popleft()
                 display.started(cell)
-                started = _start(cell, slot, slots, work)
-                if started is None:
-                    failed.append(cell)
-                    display.ended(cell, 0.0)
-                else:
-                    running[slot] = started
+                running[slot] = _start(cell, slot, slots, work)
             for ended in _watch(running, display):
                 del running[ended.slot]
                 failed += _finish(ended, display)
@@ -135,15 +130,13 @@ def _run_all(waiting: deque[Cell], slots: _Slots, display: Display, work: Work) 
     return failed
 
 
-def _start(cell: Cell, slot: int, slots: _Slots, work: Work) -> Running | None:
-    """Start a cell's process; None where its directory is not its own."""
-    from alignlab.experiment.run import claim
+def _start(cell: Cell, slot: int, slots: _Slots, work: Work) -> Running:
+    """Start a cell's process."""
+    from alignlab.experiment.run import claim, refuse_foreign
 
-    try:
-        claim(cell.config, cell.directory)
-    except InputError as error:
-        write_failure(cell.directory, str(error))
-        return None
+    refuse_foreign(cell.config, cell.directory)
+    cell.directory.mkdir(parents=True, exist_ok=True)
+    claim(cell.config, cell.directory)
     (cell.directory / FAILURE).unlink(missing_ok=True)
     receiver, sender = multiprocessing.Pipe(duplex=False)
     arguments = (work, cell.config, cell.directory.absolute(), slots.threads, slots.device(slot), sender)
@@ -211,9 +204,13 @@ def _kill_group(process: ForkServerProcess) -> None:
 
 
 def _gpus() -> list[str]:
+    """The GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them."""
     import torch
 
-    return [str(index) for index in range(torch.cuda.device_count())]
+    count, visible = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return [str(index) for index in range(count)]
+    return [name.strip() for name in visible.split(",")][:count]
 
 
 @contextmanager

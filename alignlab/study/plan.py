@@ -82,12 +82,16 @@ class Study:
         directory = default_directory(path) if directory is None else Path(directory)
         faults: list[str] = []
         file = read(path, overrides, faults)
-        cells = _expand(file, directory, faults)
+        wrong: dict[str, list[str]] = defaultdict(list)
+        cells, notes = _share(_expand(file, directory, faults, wrong))
+        for cell, line in _refused(cells):
+            wrong[line].append(cell.arm)
+        faults += [f"{_owners(names, file.arms)}: {line}" for line, names in wrong.items()]
         if faults:
             count = "1 error" if len(faults) == 1 else f"{len(faults)} errors"
             raise InputError(f"{path}: {count}\n" + "\n".join(f"  {fault}" for fault in faults))
         _check_owner(directory, path.stem)
-        cells, notes = _share(_with_differences(cells, file.baseline))
+        cells = _with_differences(cells, file.baseline)
         if any(str(cell.config["data"].get("class_path")).rpartition(".")[2] == "Scenes" for cell in cells):
             notes = (*notes, "Results on the scenes lab are claims about the lab, not about natural images.")
         return cls(
@@ -99,7 +103,7 @@ class Study:
             seeds=file.seeds,
             baseline=file.baseline,
             metrics=file.metrics,
-            cells=cells,
+            cells=tuple(cells),
             notes=notes,
         )
 
@@ -143,12 +147,11 @@ def _check_owner(directory: Path, name: str) -> None:
         )
 
 
-def _expand(file: StudyFile, directory: Path, faults: list[str]) -> list[Cell]:
-    """Every cell, resolved; the faults of all of them are collected, each naming its arms."""
+def _expand(file: StudyFile, directory: Path, faults: list[str], wrong: dict[str, list[str]]) -> list[Cell]:
+    """Every cell, resolved; ``wrong`` takes the faults of those that cannot be, with their arms."""
     from alignlab.experiment.config import digest, resolve
 
     cells: list[Cell] = []
-    wrong: dict[str, list[str]] = defaultdict(list)
     arms = arm_configs(file, faults)
     starts = file.starts or (Start(own_start(arms.get(file.baseline, {})), None),)
     for (arm, config), start in itertools.product(arms.items(), starts):
@@ -163,39 +166,36 @@ def _expand(file: StudyFile, directory: Path, faults: list[str]) -> list[Cell]:
             content = digest(resolved)
             place = directory / "cells" / slug(arm) / f"{slug(start.name)}-seed{seed}-{content}"
             cells.append(Cell(arm, start.name, seed, resolved, place, content, dict(leaves(written))))
-    for cell, line in _found(cells):
-        wrong[line].append(cell.arm)
-    faults += [f"{_owners(names, file.arms)}: {line}" for line, names in wrong.items()]
     return cells
 
 
-def _found(cells: list[Cell]) -> Iterator[tuple[Cell, str]]:
-    """What is wrong with cells that are valid by themselves: found by making what they name, once for all seeds."""
+def _refused(cells: Sequence[Cell]) -> Iterator[tuple[Cell, str]]:
+    """What only making the objects shows, once for all seeds of a config; a finished cell has shown it."""
     from alignlab.experiment.config import digest
 
-    found: dict[str, list[str]] = {}
-    for cell in cells:
-        if cell.state == "finished":
-            continue
-        from alignlab.experiment.preflight import preflight  # this costs seconds, which a finished study need not spend
-        from alignlab.experiment.run import quiet_libraries, refuse_foreign
+    unfinished = [cell for cell in cells if cell.state != "finished"]
+    if not unfinished:
+        return  # the imports take seconds
+    from alignlab.experiment.preflight import preflight
+    from alignlab.experiment.run import quiet_libraries, refuse_foreign
 
-        quiet_libraries()
-        content = digest(_with_seed(cell.config, 0))
-        if content not in found:
-            found[content] = _raised(lambda config=cell.config: preflight(config))
-        own = _raised(lambda cell=cell: refuse_foreign(cell.config, cell.directory))
-        yield from ((cell, line) for line in [*found[content], *own])
-
-
-def _with_seed(config: dict[str, Any], seed: int) -> dict[str, Any]:
-    stages = {name: _with_seed(stage, seed) for name, stage in config["stages"].items()}
-    return {**config, "seed": seed, "stages": stages}
+    quiet_libraries()
+    known: dict[str, list[str]] = {}
+    for cell in unfinished:
+        content = digest(_without_seed(cell.config))
+        if content not in known:
+            known[content] = _faults(preflight, cell.config)
+        for line in (*known[content], *_faults(refuse_foreign, cell.config, cell.directory)):
+            yield cell, line
 
 
-def _raised(check: Callable[[], None]) -> list[str]:
+def _without_seed(config: dict[str, Any]) -> dict[str, Any]:
+    return {**config, "seed": None, "stages": {name: _without_seed(stage) for name, stage in config["stages"].items()}}
+
+
+def _faults(check: Callable[..., None], *arguments: Any) -> list[str]:
     try:
-        check()
+        check(*arguments)
     except InputError as error:
         return _lines(error)
     return []
@@ -205,7 +205,7 @@ def _lines(error: InputError) -> list[str]:
     return list(dict.fromkeys(line.strip() for line in str(error).splitlines() if line.strip()))
 
 
-def _with_differences(cells: list[Cell], baseline: str) -> list[Cell]:
+def _with_differences(cells: Sequence[Cell], baseline: str) -> list[Cell]:
     """Replace what was written for every cell by what is not the baseline's."""
     reference = {(cell.start, cell.seed): cell.config for cell in cells if cell.arm == baseline}
     return [

@@ -18,6 +18,7 @@ from alignlab.study.comparison import (
     compare,
     extent,
     number,
+    paired,
     power,
     score,
     setting,
@@ -98,7 +99,8 @@ def _differences(results: Results, metric: str) -> list[str]:
     texts = []
     for entry in entries:
         text = f"{signed(entry.difference.mean)} {bounds(entry.difference)}" if entry.difference else "n/a"
-        texts.append(f"**{text}**" if entry.clear else text)
+        pairs = f" ({paired(entry)})" if paired(entry) else ""
+        texts.append((f"**{text}**" if entry.clear else text) + pairs)
     return texts
 
 
@@ -129,7 +131,7 @@ def html(results: Results) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"score": score, "signed": signed, "bounds": bounds, "setting": setting, "told": told}
-    environment.filters["breakable"] = _breakable
+    environment.filters |= {"breakable": _breakable, "paired": paired}
     entries = _entries(results, results.metrics)
     more = _entries(results, [metric for metric in results.all_metrics if metric not in results.metrics])
     wide = len(results.arms) in (1, 2, 4)  # two a row, else three

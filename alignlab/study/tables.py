@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from alignlab.study.comparison import Entry, bounds, compare, score, setting, signed
+from alignlab.study.comparison import Entry, bounds, compare, paired, score, setting, signed
 from alignlab.study.plan import Cell, Study
 from alignlab.study.results import Results
 
@@ -52,7 +52,8 @@ def score_table(results: Results) -> Table:
         table.add_row(f"[bold]{escape(metric)}")
         for arm in results.arms:
             entry = compare(results, arm, metric)
-            table.add_row(f"  {escape(arm)}", score(entry.score), _difference(entry), str(len(entry.values)))
+            count = f"{len(entry.values)} ({pairs})" if (pairs := paired(entry)) else str(len(entry.values))
+            table.add_row(f"  {escape(arm)}", score(entry.score), _difference(entry), count)
     return table
 
 
