@@ -5,7 +5,7 @@ import difflib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from alignlab.errors import InputError
 
@@ -38,48 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = _Parser(
-        prog="alignlab",
-        description="Which alignment objective helps, on the same backbone, data, budget and evaluation.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=EPILOG,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="store_true", help="print the version and exit")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)
-
-    def command(parent, name: str, function: Callable, help: str) -> argparse.ArgumentParser:
-        epilog = EPILOG if function in (_fit, _inspect, _study_run) else None
-        sub = parent.add_parser(
-            name, help=help, description=help, allow_abbrev=False, epilog=epilog, formatter_class=parser.formatter_class
-        )
-        sub.set_defaults(command=function)
-        return sub
-
-    fit = command(commands, "fit", _fit, "train one objective and evaluate the backbone it gives")
-    fit.add_argument("--config", type=Path, metavar="FILE", help="an experiment's YAML; give options for what differs")
-    fit.add_argument("--output", type=Path, metavar="DIR", help="run directory (default: runs/NAME-HASH)")
-    fit.add_argument(
-        "--print_config", action="store_true", help="print the full config and exit; the output runs again"
-    )
-    evaluate = command(commands, "evaluate", _evaluate, "evaluate a finished run again")
-    evaluate.add_argument("run", type=Path, metavar="RUN_DIR")
-    inspect = command(commands, "inspect", _inspect, "write a page with examples as the model will see them")
-    inspect.add_argument("config", type=Path, metavar="CONFIG", help="an experiment's YAML")
-    inspect.add_argument("--output", type=Path, metavar="FILE", help="the page (default: runs/inspect/NAME.html)")
-    command(commands, "objectives", _objectives, "list the objectives, what they require and their settings")
-    study = commands.add_parser(
-        "study", help="compare objectives: run a study, or write its report again", allow_abbrev=False
-    )
-    study_commands = study.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
-    start = command(study_commands, "run", _study_run, "run every cell of a study that is not finished, then report")
-    start.add_argument("study", type=Path, metavar="STUDY", help="the study's YAML")
-    start.add_argument("--output", type=Path, metavar="DIR", help="study directory (default: runs/NAME)")
-    start.add_argument("--jobs", type=int, metavar="N", help="cells at a time")
-    start.add_argument("--dry-run", action="store_true", help="validate and print the cells, run nothing")
-    report = command(study_commands, "report", _study_report, "write the report of a study directory again")
-    report.add_argument("study", type=Path, metavar="STUDY_DIR")
-
+    parser, commands = _make_parser()
     _refuse_options_before_command(argv, tuple(commands.choices))
     arguments, rest = parser.parse_known_args(argv)
     if arguments.version:
@@ -90,6 +49,57 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     if rest and arguments.command not in (_fit, _study_run, _inspect):
         raise InputError(f"unrecognised: {' '.join(rest)}")
     return arguments, rest
+
+
+def _make_parser() -> tuple[argparse.ArgumentParser, Any]:
+    parser = _Parser(
+        prog="alignlab",
+        description="Which alignment objective helps, on the same backbone, data, budget and evaluation.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=EPILOG,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)
+
+    fit = _command(commands, "fit", _fit, "train one objective and evaluate the backbone it gives")
+    fit.add_argument("--config", type=Path, metavar="FILE", help="an experiment's YAML; give options for what differs")
+    fit.add_argument("--output", type=Path, metavar="DIR", help="run directory (default: runs/NAME-HASH)")
+    fit.add_argument(
+        "--print_config", action="store_true", help="print the full config and exit; the output runs again"
+    )
+    evaluate = _command(commands, "evaluate", _evaluate, "evaluate a finished run again")
+    evaluate.add_argument("run", type=Path, metavar="RUN_DIR")
+    inspect = _command(commands, "inspect", _inspect, "write a page with examples as the model will see them")
+    inspect.add_argument("config", type=Path, metavar="CONFIG", help="an experiment's YAML")
+    inspect.add_argument("--output", type=Path, metavar="FILE", help="the page (default: runs/inspect/NAME.html)")
+    _command(commands, "objectives", _objectives, "list the objectives, what they require and their settings")
+    study = commands.add_parser(
+        "study", help="compare objectives: run a study, or write its report again", allow_abbrev=False
+    )
+    study_commands = study.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
+    start = _command(study_commands, "run", _study_run, "run every cell of a study that is not finished, then report")
+    start.add_argument("study", type=Path, metavar="STUDY", help="the study's YAML")
+    start.add_argument("--output", type=Path, metavar="DIR", help="study directory (default: runs/NAME)")
+    start.add_argument("--jobs", type=int, metavar="N", help="cells at a time")
+    start.add_argument("--dry-run", action="store_true", help="validate and print the cells, run nothing")
+    report = _command(study_commands, "report", _study_report, "write the report of a study directory again")
+    report.add_argument("study", type=Path, metavar="STUDY_DIR")
+    return parser, commands
+
+
+def _command(parent: Any, name: str, function: Callable, help: str) -> argparse.ArgumentParser:
+    takes_settings = function in (_fit, _inspect, _study_run)
+    parser = parent.add_parser(
+        name,
+        help=help,
+        description=help,
+        allow_abbrev=False,
+        epilog=EPILOG if takes_settings else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(command=function)
+    return parser
 
 
 def _refuse_options_before_command(argv: list[str], commands: tuple[str, ...]) -> None:

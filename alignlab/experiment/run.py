@@ -85,7 +85,8 @@ def refuse_foreign(config: dict[str, Any], output: Path) -> None:
 
 
 def claim(config: dict[str, Any], output: Path) -> None:
-    """Make the run directory this config's; its first line says whose it is."""
+    """Make the locked run directory this config's; its first line says whose it is."""
+    refuse_foreign(config, output)
     if not (output / "config.yaml").exists():
         record.write(output / "config.yaml", record.claim_line(digest(config)) + dump(config))
 
@@ -161,8 +162,7 @@ def _train_and_judge(
     objective.optimization = experiment.optimization
     experiment.data.order_seed = config["seed"]
     record.write_json(output / "versions.json", record.versions())
-    curve, spent = record.CurveLogger(output / "curve.jsonl"), record.Consumption()
-    mirror = None
+    curve, spent, mirror = record.CurveLogger(output / "curve.jsonl"), record.Consumption(), None
     if experiment.wandb.mode != "disabled":
         from alignlab.experiment import wandb
 
@@ -175,15 +175,8 @@ def _train_and_judge(
         every_n_train_steps=config["checkpoint_every"],
         enable_version_counter=False,
     )
-    callbacks = [*(experiment.trainer["callbacks"] or []), spent, record.Randomness(), keep, _Report(notify)]
-    trainer = Trainer(
-        **{**experiment.trainer, "callbacks": callbacks, "strategy": _strategy(experiment.trainer)},
-        logger=[curve, *([mirror] if mirror else [])],
-        default_root_dir=output,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,  # the data's own order knows the processes
-    )
+    callbacks = [spent, record.Randomness(), keep, _Report(notify)]
+    trainer = _trainer(experiment.trainer, output, [curve, *([mirror] if mirror else [])], callbacks)
     _fit(trainer, objective, experiment, curve, checkpoint)
     trainer.save_checkpoint(checkpoint)
     if not trainer.is_global_zero:
@@ -198,8 +191,19 @@ def _train_and_judge(
     if mirror is not None:
         wandb.log_results(mirror, scores=scores, items=items, folder=output)
         wandb.finish()
-    parameters = list(objective.parameters())
     notify(Progress("done", trainer.global_step, trainer.global_step, scores))
+    return _summary(config, objective, trainer.global_step, scores, spent, evaluated)
+
+
+def _summary(
+    config: dict[str, Any],
+    objective: Objective,
+    steps: int,
+    scores: dict[str, float],
+    spent: record.Consumption,
+    evaluated: float,
+) -> dict[str, Any]:
+    parameters = list(objective.parameters())
     return {
         "objective": type(objective).__name__,
         "seed": config["seed"],
@@ -209,12 +213,26 @@ def _train_and_judge(
             "total": sum(p.numel() for p in parameters),
             "trained": sum(p.numel() for p in parameters if p.requires_grad),
         },
-        "steps": trainer.global_step,
+        "steps": steps,
         "samples": spent.samples,
         "tokens": int(spent.tokens),
         "seconds": {"fit": spent.seconds, "evaluate": evaluated},
         "peak_memory_mib": record.peak_memory_mib(),
     }
+
+
+def _trainer(settings: Mapping[str, Any], output: Path, loggers: list[Any], callbacks: list[Callback]) -> Trainer:
+    strategy = settings["strategy"]
+    if strategy == "auto" and Trainer(**settings, logger=False, enable_progress_bar=False).num_devices > 1:
+        strategy = "ddp_find_unused_parameters_true"  # an embedding uses no LM head
+    return Trainer(
+        **{**settings, "callbacks": [*(settings["callbacks"] or []), *callbacks], "strategy": strategy},
+        logger=loggers,
+        default_root_dir=output,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,  # the data's own order knows the processes
+    )
 
 
 def _fit(
@@ -231,12 +249,6 @@ def _fit(
         trainer.fit(objective, datamodule=experiment.data, ckpt_path=path, weights_only=True)
     except SystemExit:  # Lightning's answer to Ctrl-C
         raise KeyboardInterrupt from None
-
-
-def _strategy(settings: Mapping[str, Any]) -> Any:
-    """Several devices without a named strategy: DDP that allows unused weights (an embedding uses no LM head)."""
-    several = Trainer(**settings, logger=False, enable_progress_bar=False).num_devices > 1
-    return "ddp_find_unused_parameters_true" if several and settings["strategy"] == "auto" else settings["strategy"]
 
 
 def run_id(config: dict[str, Any], output: Path) -> str:

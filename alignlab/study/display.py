@@ -26,7 +26,7 @@ class Display:
         """A process was started for the cell."""
 
     def moved(self, cell: Cell, stage: str, step: int, steps: int) -> None:
-        """The cell is at a step of a stage."""
+        """The cell is at a step of a stage; ``steps`` is 0 where nobody knows how many there are."""
 
     def ended(self, cell: Cell, seconds: float) -> None:
         """The cell's process is gone; its directory says what became of it."""
@@ -86,9 +86,12 @@ class Bars(Display):
 
     def moved(self, cell: Cell, stage: str, step: int, steps: int) -> None:
         key = str(cell.directory)
+        if not steps:
+            self.progress.update(self.tasks[key], stage=stage)
+            return
         if key not in self.shares:  # a resumed cell does not start at 0; the jump is no speed
             self.progress.reset(self.tasks[key], total=steps, completed=step)
-        self.shares[key] = step / max(steps, 1)
+        self.shares[key] = step / steps
         self.progress.update(self.tasks[key], total=steps, completed=step, count=f"{step}/{steps}", stage=stage)
         self._count()
 

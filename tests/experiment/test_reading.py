@@ -53,6 +53,9 @@ class TestReading:
         path = write("a: 1", "focal.yaml")
         with pytest.raises(InputError, match=r"focl\.yaml: no such file; did you mean 'focal\.yaml'"):
             read(path.with_name("focl.yaml"))
+        (path.parent / "focl.yml").mkdir()
+        with pytest.raises(InputError, match=r"focl\.yaml: no such file; did you mean 'focal\.yaml'"):
+            read(path.with_name("focl.yaml"))
         with pytest.raises(InputError, match="there is no folder"):
             read(path.parent / "nowhere" / "focal.yaml")
         with pytest.raises(InputError, match="this is a folder"):

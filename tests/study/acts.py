@@ -38,6 +38,7 @@ def act(config: dict[str, Any], directory: Path, notify: Notify) -> None:
     for step in range(1, 4):
         notify("fit", step, 3)
     result = {"config_hash": digest(config), "scores": {"threads": torch.get_num_threads()}, "argv": sys.argv}
+    result["gpu"] = os.environ.get("CUDA_VISIBLE_DEVICES")
     (directory / "metrics.json").write_text(json.dumps(result))
 
 

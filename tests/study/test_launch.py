@@ -44,6 +44,20 @@ def test_threads_are_divided_among_the_jobs(tmp_path):
     assert metrics["scores"]["threads"] == max(1, cpus() // 2)
 
 
+@pytest.mark.parametrize(
+    ("visible", "expected"), [(None, ["0", "1"]), ("2,3", ["2", "3"]), ("GPU-8f2a, GPU-77b0", ["GPU-8f2a", "GPU-77b0"])]
+)
+def test_every_job_gets_one_of_the_gpus_that_the_study_may_use(tmp_path, monkeypatch, visible, expected):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    study = study_of(tmp_path / "study", "finish", "finish")
+    launch(study, work=act)
+    metrics = [json.loads((cell.directory / "metrics.json").read_text()) for cell in study.cells]
+    assert [metric["gpu"] for metric in metrics] == expected
+
+
 def test_a_failure_is_recorded_and_stops_no_other_cell(tmp_path):
     study = study_of(tmp_path / "study", "raise", "vanish", "leave", "finish")
     failed = launch(study, jobs=2, work=act)
@@ -72,14 +86,19 @@ def test_cells_of_one_directory_run_once(tmp_path):
     assert (study.cells[0].directory / "attempts").read_text() == "I"
 
 
-def test_a_directory_that_holds_something_else_is_left_alone(tmp_path):
-    study = study_of(tmp_path / "study", "finish", "finish")
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [("thesis.tex", "my work", "no run directory"), ("config.yaml", "seed: 7", "a run of another config")],
+)
+def test_a_directory_that_holds_something_else_is_left_alone(tmp_path, file, text, message):
+    study = study_of(tmp_path / "study", "finish")
     study.save("")
-    study.cells[0].directory.mkdir(parents=True)
-    (study.cells[0].directory / "thesis.tex").write_text("my work")
-    assert [cell.arm for cell in launch(study, jobs=1, work=act)] == ["arm0"]
-    assert (study.cells[0].directory / "thesis.tex").read_text() == "my work"
-    assert "no run directory" in (study.cells[0].directory / "failure.json").read_text()
+    directory = study.cells[0].directory
+    directory.mkdir(parents=True)
+    (directory / file).write_text(text)
+    with pytest.raises(InputError, match=message):
+        launch(study, jobs=1, work=act)
+    assert [path.name for path in directory.iterdir()] == [file] and (directory / file).read_text() == text
 
 
 def test_a_study_runs_once_at_a_time(tmp_path):
@@ -112,6 +131,17 @@ def test_a_terminal_gets_bars(tmp_path):
     text = console.export_text()
     assert "cells" in text and "arm0 · start · seed 0" in text
     assert "arm1 · start · seed 1: failed: ValueError: the loss is nan" in text
+
+
+def test_a_stage_without_steps_is_no_progress(tmp_path):
+    bars = Bars(Console(force_terminal=True, file=open(os.devnull, "w")))
+    cell = study_of(tmp_path / "study", "finish").cells[0]
+    with bars.showing(total=2, done=0):
+        bars.started(cell)
+        for stage, step, steps in (("fit", 5, 10), ("fit", 10, 10), ("evaluate", 10, 0)):
+            bars.moved(cell, stage, step, steps)
+        assert bars.progress.tasks[bars.cells].completed == 1
+        assert bars.progress.tasks[1].fields == {"count": "10/10", "stage": "evaluate"}
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])

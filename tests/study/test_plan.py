@@ -164,7 +164,7 @@ def test_a_fault_of_all_arms_is_told_once(load):
         (TWO + "seeds: [true]", "seeds: expected a list of whole numbers"),
         (TWO + "starts: []", "starts: expected a list"),
         (TWO + "starts: [{path: x}]", "starts: expected a path or"),
-        (TWO + "starts: [a/tiny, b/tiny]", "would share a directory"),
+        (TWO + "starts: [{name: a b, path: scenes-parts}, {name: a-b, path: scenes-parts}]", "would share a directory"),
         ("arms: {a b: {objective: MLE}, a-b: {objective: MLE}}", "would share a directory"),
         ("arms: {1: {objective: MLE}}", "a name must be text"),
         ("arms: {x: {base: nowhere.yaml}}", "nowhere.yaml: no such file"),
@@ -175,6 +175,90 @@ def test_a_fault_of_all_arms_is_told_once(load):
 )
 def test_a_fault_is_named(load, text, part):
     assert part in faults(load, text)
+
+
+WRONG = """
+arms:
+  right: {objective: MLE}
+  scale: {objective: {class_path: InfoNCE, init_args: {scale: -1}}}
+  size: {objective: MLE, data: {class_path: Scenes, init_args: {image_size: 50}}}
+  photos:
+    objective: MLE
+    data: {class_path: LlavaJson, init_args: {path: nowhere.json, image_folder: .}}
+    evaluators: []
+seeds: [0, 1]
+"""
+
+
+def test_what_only_the_objects_know_is_found_before_anything_starts(load):
+    message = faults(load, WRONG)
+    assert ": 3 errors" in message
+    for part in ("arm scale: InfoNCE needs 0 < scale", "arm size: Scenes needs image_size", "nowhere.json"):
+        assert message.count(part) == 1
+
+
+COUNTED = """
+from pathlib import Path
+from alignlab.objectives import MLE
+class Counted(MLE):
+    # Says that it was made.
+    def __init__(self, backbone):
+        super().__init__(backbone)
+        with open(Path(__file__).with_name("made"), "a") as file:
+            file.write("I")
+"""
+
+
+def test_cells_that_differ_by_seed_or_name_alone_are_tried_once(load, tmp_path):
+    (tmp_path / "counted.py").write_text(COUNTED)
+    text = "arms: {one: {objective: counted.Counted}, other: {objective: counted.Counted}}\nseeds: [0, 1, 2]"
+    study = load(text)
+    assert (tmp_path / "made").read_text() == "I"
+    for index, cell in enumerate(study.cells[:3]):
+        study.save("")
+        cell.directory.mkdir(parents=True)
+        (cell.directory / "config.yaml").write_text(f"# alignlab run, digest {cell.digest}\n")
+        (cell.directory / "metrics.json").write_text(json.dumps({"config_hash": cell.digest}))
+        load(text)
+        assert (tmp_path / "made").read_text() == "I" * min(index + 2, 3)  # not again when all are finished
+
+
+def test_a_cell_whose_directory_holds_something_else_is_named(load):
+    study = load(TWO)
+    study.save("")
+    study.cells[1].directory.mkdir(parents=True)
+    (study.cells[1].directory / "thesis.tex").touch()
+    message = faults(load, TWO)
+    assert "arm InfoNCE: " in message and "no run directory" in message
+
+
+@pytest.mark.parametrize(
+    ("override", "instead"),
+    [
+        ("seed=5", "use --seeds '[5]'"),
+        ("backbone.path=/no where", "use --starts '[/no where]'"),
+        ("backbone={path: /nowhere}", "use --starts '[/nowhere]'"),
+        ("wandb.group=x", "the group 'mine', named after its file"),
+    ],
+)
+def test_the_command_line_sets_nothing_that_the_study_decides(load, override, instead):
+    message = faults(load, TWO + "starts: [scenes-parts]", override)
+    assert ": 1 error\n" in message
+    assert f"override {override!r}: " in message and instead in message
+
+
+def test_the_command_line_sets_the_start_of_a_study_that_names_none(load, tiny_path):
+    assert load(TWO, f"backbone.path={tiny_path}").cells[1].config["backbone"]["path"] == str(tiny_path)
+
+
+def test_a_tag_from_the_command_line_joins_the_others(load):
+    assert load(TWO, "wandb.tags=[mine]").cells[0].config["wandb"]["tags"] == ["mine", "MLE", "scenes-parts", "seed0"]
+
+
+def test_a_fault_of_the_overrides_is_told_once(load):
+    message = faults(load, TWO + "starts: [scenes-parts]\noverrides: {backbone: {path: x}, wandb: {group: y}, seed: 1}")
+    assert ": 3 errors" in message
+    assert all(f"overrides: {key}: " in message for key in ("backbone.path", "wandb.group", "seed"))
 
 
 def test_a_missing_base_is_named(load):

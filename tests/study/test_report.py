@@ -151,6 +151,17 @@ def test_the_terminal_gets_the_table(directory):
     assert str(page) in text.replace("\n", "")
 
 
+def test_a_difference_of_fewer_pairs_than_cells_says_so(directory):
+    (directory / "cells/MLE/MLE2/metrics.json").unlink()
+    console = Console(record=True, width=100, file=open("/dev/null", "w"))
+    report(directory, console=console)
+    terminal, page = console.export_text(), (directory / "report.html").read_text()
+    assert re.search(r"own +0\.710 ± 0\.286 +\+0\.100 \[.*\] +3 \(2 pairs\)", terminal)
+    assert re.search(r"MLE +0\.550 ± 0\.635 +2 *\n", terminal)
+    assert re.search(r"\| \S*\+0\.100 .*\] ?\S* \(2 pairs\) \| n/a \|", (directory / "report.md").read_text())
+    assert re.search(r"\+0\.100.*\(2 pairs\)</small>", page)
+
+
 def test_markdown_tables_are_whole(directory):
     tables = [line for line in markdown(Results.read(directory)).splitlines() if line.startswith("|")]
     assert "| caption/exact | 0.600 ± 0.248 | 0.710 ± 0.286 | n/a |" in tables

@@ -37,12 +37,42 @@ def test_a_dry_run_says_how_far_the_cells_are(study, capsys):
     cell = study.parent / "runs/mine/cells" / place
     cell.mkdir(parents=True)
     (study.parent / "runs/mine/study.json").write_text('{"name": "mine"}')
-    (cell / "config.yaml").touch()
+    (cell / "config.yaml").write_text(f"# alignlab run, digest {place.rpartition('-')[2]}\n")
     run_study(study, dry_run=True)
     assert " interrupted " in capsys.readouterr().out
     (cell / "failure.json").write_text('{"message": "no"}')
     run_study(study, dry_run=True)
     assert " failed " in capsys.readouterr().out
+
+
+SHORT = """
+base: base.yaml
+overrides:
+  backbone: {{path: {path}}}
+  data: {{num_train: 8, num_val: 8, num_test: 8, batch_size: 8}}
+  trainer: {{max_steps: 1, limit_val_batches: 0}}
+  evaluators: [Retrieval]
+  wandb: {{mode: disabled}}
+arms: {{MLE: {{objective: MLE}}, InfoNCE: {{objective: InfoNCE}}}}
+"""
+
+
+def test_a_finished_study_is_reported_again_and_nothing_is_computed(study, tiny_path, capsys):
+    study.write_text(SHORT.format(path=tiny_path))
+    assert run_study(study, jobs=2) == 0
+    first = capsys.readouterr().out
+    directory = study.parent / "runs/mine"
+    left = {file: file.stat().st_mtime_ns for file in directory.glob("cells/**/*")}
+    assert sum(file.name == "metrics.json" for file in left) == 2
+    (directory / "report.html").unlink()
+    (directory / "report.md").write_text("old")
+    assert run_study(study, jobs=2) == 0
+    second = capsys.readouterr().out
+    assert second.startswith("2 of 2 cells were finished before")
+    table = "mine: mean ± 95 % interval over cells"
+    assert second.partition(table)[2] == first.partition(table)[2] != ""
+    assert (directory / "report.html").is_file() and "## Scores" in (directory / "report.md").read_text()
+    assert {file: file.stat().st_mtime_ns for file in directory.glob("cells/**/*")} == left
 
 
 def test_nothing_starts_where_a_cell_is_wrong(study):
