@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText
 
@@ -19,6 +20,8 @@ from alignlab.errors import InputError
 PARTS = ("vision_tower", "projector", "language_model")
 Part = Literal["vision_tower", "projector", "language_model"]
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
+UNREADABLE = (OSError, ValueError, ImportError)
+"""What transformers raises for a missing file, another kind of model, or an attention that is not installed."""
 
 
 @dataclass(frozen=True)
@@ -171,19 +174,22 @@ def _load(path: str, settings: dict[str, Any]) -> Any:
     folder = locate(path)
     try:
         return AutoModelForImageTextToText.from_pretrained(folder, use_safetensors=True, **settings)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"backbone.path: {path} is not a vision-language model: {str(error).splitlines()[0]}"
-        ) from None
-    except Exception as error:
-        if type(error).__name__ == "SafetensorError":
-            raise InputError(f"backbone.path: the weights in {path} cannot be read: {error}") from None
-        raise
+    except SafetensorError as error:
+        raise InputError(f"backbone.path: the weights in {path} cannot be read: {error}") from None
+    except UNREADABLE as error:
+        raise InputError(_unreadable(path, error)) from None
+
+
+def _unreadable(path: str, error: Exception) -> str:
+    return f"backbone.path: {path} cannot be read as a vision-language model: {str(error).strip().splitlines()[0]}"
 
 
 def _random(path: str, settings: dict[str, Any]) -> Any:
-    config = AutoConfig.from_pretrained(locate(path))
-    return AutoModelForImageTextToText.from_config(config, **settings)
+    try:
+        config = AutoConfig.from_pretrained(locate(path))
+        return AutoModelForImageTextToText.from_config(config, **settings)
+    except UNREADABLE as error:
+        raise InputError(_unreadable(path, error)) from None
 
 
 def _parts(model: Any) -> dict[str, nn.ModuleList]:

@@ -237,7 +237,8 @@ def _missing(path: Path, kind: str) -> str:
     parent = path.parent
     if not parent.is_dir():
         return f"there is no {kind} {path}; not even {parent} exists"
-    near = difflib.get_close_matches(path.name, os.listdir(parent), n=1)
+    fits = Path.is_dir if kind == "folder" else Path.is_file
+    near = difflib.get_close_matches(path.name, [entry.name for entry in parent.iterdir() if fits(entry)], n=1)
     return f"there is no {kind} {path}" + (f"; did you mean {near[0]!r}?" if near else "")
 
 

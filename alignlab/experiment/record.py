@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import math
 import os
 import platform
 import resource
@@ -74,18 +73,19 @@ class Consumption(Callback):
     def __init__(self) -> None:
         self.samples: int = 0
         self.tokens: torch.Tensor | int = 0
-        self._before, self._started = 0.0, time.perf_counter()
+        self._before = 0.0
+        self._started: float | None = None
 
     @property
     def seconds(self) -> float:
         """Seconds of training, those of earlier sessions up to their last checkpoint included."""
-        return self._before + time.perf_counter() - self._started
+        return self._before + (0.0 if self._started is None else time.perf_counter() - self._started)
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._started = time.perf_counter()
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        self._before, self._started = self.seconds, math.inf
+        self._before, self._started = self.seconds, None
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Batch, batch_idx: int) -> None:
         self.samples += len(batch) * trainer.world_size

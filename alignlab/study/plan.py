@@ -175,7 +175,7 @@ def _refused(cells: Sequence[Cell]) -> Iterator[tuple[Cell, str]]:
 
     unfinished = [cell for cell in cells if cell.state != "finished"]
     if not unfinished:
-        return  # the imports take seconds
+        return
     from alignlab.experiment.preflight import preflight
     from alignlab.experiment.run import quiet_libraries, refuse_foreign
 

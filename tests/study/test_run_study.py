@@ -49,7 +49,7 @@ SHORT = """
 base: base.yaml
 overrides:
   backbone: {{path: {path}}}
-  data: {{num_train: 8, num_val: 8, num_test: 8, batch_size: 8}}
+  data: {{init_args: {{num_train: 8, num_val: 8, num_test: 8, batch_size: 8}}}}
   trainer: {{max_steps: 1, limit_val_batches: 0}}
   evaluators: [Retrieval]
   wandb: {{mode: disabled}}
