@@ -49,7 +49,8 @@ def placing(file: StudyFile, config: dict[str, Any], arm: str, start: Start, see
     wandb = config.get("wandb")
     tags = wandb.get("tags") if isinstance(wandb, dict) else None
     tags = [*(tags if isinstance(tags, list) else ()), arm, start.name, f"seed{seed}"]
-    placing: dict[str, Any] = {"seed": seed, "wandb": {"group": file.path.stem, "tags": tags}}
+    mirror = {"group": file.path.stem, "name": f"{arm}-{start.name}-seed{seed}", "tags": tags}
+    placing: dict[str, Any] = {"seed": seed, "wandb": mirror}
     return placing if start.path is None else {**placing, "backbone": {"path": start.path}}
 
 

@@ -49,6 +49,7 @@ def test_arms_times_starts_times_seeds(load):
 def test_a_cell_knows_its_place_in_weights_and_biases(load):
     cell = load(TWO + "seeds: [3]\noverrides: {wandb: {tags: [mine]}}").cells[1]
     assert cell.config["wandb"]["group"] == "mine"
+    assert cell.config["wandb"]["name"] == "InfoNCE-scenes-parts-seed3"
     assert list(cell.config["wandb"]["tags"]) == ["mine", "InfoNCE", "scenes-parts", "seed3"]
 
 
