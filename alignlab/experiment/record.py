@@ -180,7 +180,8 @@ def write_items(folder: Path, name: str, items: Sequence[Mapping[str, Any]]) -> 
 def versions() -> dict[str, Any]:
     """Packages, interpreter, platform and the git state of the working directory."""
     return {
-        "packages": {name: _version(name) for name in PACKAGES},
+        # torch's own word also names its build, which the package's does not everywhere.
+        "packages": {name: _version(name) for name in PACKAGES} | {"torch": str(torch.__version__)},
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
