@@ -7,6 +7,7 @@ from typing import Any
 
 import wandb
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from alignlab.experiment.config import WandbSettings
 
@@ -16,20 +17,25 @@ def make_logger(settings: WandbSettings, *, config: Mapping[str, Any], folder: P
     # Pictures of tables wait for their upload in W&B's data directory, by default one for all runs in the user's home;
     # here they stay beside the run that `wandb sync` uploads.
     os.environ["WANDB_DATA_DIR"] = str(folder.resolve() / "wandb")
-    logger = WandbLogger(
+    if rank_zero_only.rank:
+        return WandbLogger(save_dir=folder)  # never asked for a run outside the first process
+    run = wandb.init(
         project=settings.project,
         entity=settings.entity,
         group=settings.group,
         name=settings.name or name,
         tags=list(settings.tags),
-        save_dir=folder,
+        dir=folder,
         id=id,
         resume="allow",
-        offline=settings.mode == "offline",
+        mode=settings.mode,
+        config=dict(config),
         settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
     )
-    logger.experiment.config.update(dict(config), allow_val_change=True)
-    return logger
+    # Charts over optimizer steps: W&B's own count goes on from where it stopped when a run resumes further back.
+    run.define_metric("trainer/global_step")
+    run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+    return WandbLogger(experiment=run, save_dir=folder)
 
 
 def log_results(
