@@ -119,3 +119,23 @@ def test_a_corrupt_picture_met_in_a_worker_is_one_message(tmp_path, tiny_path):
         "trainer: {max_steps: 2, limit_val_batches: 0}\nwandb: {mode: disabled}\n"
     )
     refused(alignlab("fit", "--config", "photos.yaml", cwd=tmp_path), ".png")
+
+
+@pytest.mark.slow
+def test_two_processes_train_like_one(tmp_path, tiny_path):
+    settings = [
+        "--config", "experiments/mle.yaml", "--backbone.path", tiny_path, "--adapter", "null", "--evaluators", "[]",
+        "--backbone.fresh", "[]", "--trainer.accelerator", "cpu", "--trainer.max_steps", "6",
+        "--trainer.log_every_n_steps", "1", "--trainer.limit_val_batches", "0", "--wandb.mode", "disabled",
+    ]  # fmt: skip
+    curves = []
+    for devices, batch_size in ((1, 16), (2, 8)):
+        output = tmp_path / str(devices)
+        placed = ["--trainer.devices", devices, "--data.batch_size", batch_size, "--output", output]
+        result = alignlab("fit", *settings, *placed)
+        assert result.returncode == 0, result.stderr
+        curves.append([json.loads(line) for line in (output / "curve.jsonl").read_text().splitlines()])
+        assert json.loads((output / "metrics.json").read_text())["samples"] == 96
+    for one, two in zip(*curves, strict=True):
+        assert two["train/loss"] == pytest.approx(one["train/loss"], rel=1e-4)
+        assert two["train/grad_norm"] == pytest.approx(one["train/grad_norm"], rel=1e-3)

@@ -265,7 +265,8 @@ class _Report(Callback):
         self.notify = notify
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *arguments: Any) -> None:
-        self.notify(Progress("fit", trainer.global_step, int(trainer.estimated_stepping_batches), module.logged))
+        if trainer.is_global_zero:
+            self.notify(Progress("fit", trainer.global_step, int(trainer.estimated_stepping_batches), module.logged))
 
 
 def quiet_libraries() -> None:

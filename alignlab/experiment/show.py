@@ -27,9 +27,12 @@ def progress_bar() -> Iterator[Callable[["RunProgress"], None]]:
         def show(progress: "RunProgress") -> None:
             loss = progress.values.get("train/loss", progress.values.get("val/loss"))
             text = f"loss {loss:.4f}" if loss is not None else ""
-            bar.update(task, description=progress.stage, completed=progress.step, total=progress.max_steps, loss=text)
-            if not console.is_terminal and progress.step * 10 // max(1, progress.max_steps) > show.tenths:
-                show.tenths = progress.step * 10 // max(1, progress.max_steps)
+            bar.update(
+                task, description=progress.stage, completed=progress.step, total=progress.max_steps or None, loss=text
+            )
+            tenths = progress.step * 10 // progress.max_steps if progress.max_steps else 0
+            if not console.is_terminal and tenths > show.tenths:
+                show.tenths = tenths
                 console.print(f"{progress.stage} {progress.step}/{progress.max_steps} {text}")
 
         show.tenths = 0
