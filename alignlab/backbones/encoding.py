@@ -18,6 +18,10 @@ Segment = tuple[str, bool]
 """A stretch of rendered text and whether it is trained on."""
 
 
+FIELDS = ("conversation", "query", "target", "rejected")
+"""Sequences that every example must fill; negatives may be missing."""
+
+
 @dataclass(frozen=True)
 class _Row:
     """One sample before tokenization: rendered text in stretches, and its pictures in order."""
@@ -86,6 +90,8 @@ class Encoder:
         """
         parts: dict[str, Any] = {}
         for name in sequences:
+            if lacking := [e.id for e in examples if name in FIELDS and not getattr(e, name)]:
+                raise InputError(f"example {lacking[0]!r} has no {name}, which is required of every example")
             match name:
                 case "conversation":
                     parts[name] = self.conversations([(e.id, e.conversation) for e in examples])

@@ -122,3 +122,8 @@ def test_a_batch_moves_and_is_replaced_not_changed(encoder, examples):
     with pytest.raises(AttributeError):
         batch.conversation = None
     assert replace(batch, ids=("x", "y")).ids == ("x", "y")
+
+
+def test_an_example_without_a_required_side_is_named(encoder):
+    with pytest.raises(InputError, match="'lonely' has no target"):
+        encoder.batch([Example("lonely", query=(picture(),))], ("query", "target"))
