@@ -10,13 +10,13 @@ steps must agree to 1e-5. A repeat starts both anew, leaves out its first steps,
 The terminal's progress bar is not part of it.
 
 Measured (2 shared cores, 1 thread, Linux, Python 3.11.7, torch 2.13.0+cpu, transformers 5.23.0, lightning 2.6.6; load
-1.0 to 1.6, so others were at work); median of 20-step means, the ratio with its 95 % interval, target <= 1.05:
+0.8 to 0.9); batch 8 with ``--batch-size 8``; median of 20-step means, the ratio with its 95 % interval, target <= 1.05:
 
     batch  batches                alignlab  handwritten  ratio
-    64     encoded in the loop    327.2 ms     338.1 ms  1.011 [0.980, 1.026]  met; 9 repeats, losses agree to 2.4e-07
-    64     encoded beforehand     292.5 ms     286.4 ms  1.010 [1.004, 1.019]  met
-    8      encoded in the loop     55.5 ms      53.5 ms  1.039 [1.036, 1.057]  met; 15 repeats, losses agree to 3.0e-06
-    8      encoded beforehand      50.5 ms      48.2 ms  1.048 [1.043, 1.059]  met, but its interval reaches past it
+    64     encoded in the loop    298.5 ms      298.5 ms  1.002 [0.991, 1.016]  met; 9 repeats, losses agree to 2.4e-07
+    64     encoded beforehand     262.2 ms      262.6 ms  1.001 [0.996, 1.010]  met
+    8      encoded in the loop     51.8 ms       49.8 ms  1.041 [1.032, 1.051]  met, interval reaches past it; 9 repeats, losses 3.0e-06
+    8      encoded beforehand      45.2 ms       43.6 ms  1.042 [1.037, 1.061]  met, interval reaches past it
 
 At batch 8 alignlab adds about 2 ms a step: 0.5 ms are six optimizer groups instead of one, 0.2 ms rescale gradients.
 """

@@ -8,17 +8,17 @@ every step, with the curve file and the counter of ``alignlab fit``; and Lightni
 of steps alternate between the loops, the first steps of a block are not counted, and ratios are taken round by round.
 
 Measured, 41 rounds of 100 counted steps (2 shared cores, 1 thread, Linux, Python 3.11.7, torch 2.13.0+cpu,
-lightning 2.6.6; load 1.6, so others were at work); microseconds a step, and times bare Lightning with a 95 % interval:
+lightning 2.6.6; load 0.9); microseconds a step, and times bare Lightning with a 95 % interval:
 
                                            median  minimum  ratio
-    plain PyTorch                            1085      925  0.651 [0.636, 0.684]
-    Lightning, no logging                    1649     1415
-    alignlab, 20 metrics, flush every 50     2005     1736  1.199 [1.188, 1.218]  target <= 1.25: met
-    alignlab, 20 metrics, flush every 10     2031     1683  1.224 [1.199, 1.237]  target <= 1.25: met
-    alignlab, 1 metric, flush every 50       1977     1603  1.176 [1.144, 1.204]
-    Lightning, self.log of 20 metrics        7818     6188  4.633 [4.441, 4.832]
+    plain PyTorch                            1039      877  0.644 [0.636, 0.657]
+    Lightning, no logging                    1553     1353
+    alignlab, 20 metrics, flush every 50     1896     1683  1.183 [1.175, 1.209]  target <= 1.25: met
+    alignlab, 20 metrics, flush every 10     1916     1604  1.202 [1.185, 1.210]  target <= 1.25: met
+    alignlab, 1 metric, flush every 50       1893     1574  1.180 [1.160, 1.189]
+    Lightning, self.log of 20 metrics        7604     5952  4.744 [4.563, 4.839]
 
-On a busier machine (load 2.7) a slightly earlier version had 1.217 [1.160, 1.283] and, missed, 1.252 [1.178, 1.352].
+On busier machines: 1.199 and 1.224 at load 1.6; an earlier version, at load 2.7, 1.217 and, missed, 1.252.
 """
 
 import time
