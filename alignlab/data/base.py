@@ -79,6 +79,16 @@ class AlignmentData(LightningDataModule):
         }
 
 
+def check_supplies(who: str, requires: Sequence[str], data: AlignmentData | type[AlignmentData]) -> None:
+    """Raise InputError if the data do not supply what an objective or evaluator requires."""
+    if missing := [name for name in requires if name not in data.supplies]:
+        whose = data.__name__ if isinstance(data, type) else type(data).__name__
+        raise InputError(
+            f"{who} requires {', '.join(requires)}, but {whose} supplies {', '.join(data.supplies) or 'nothing'}; "
+            f"it lacks {', '.join(missing)}"
+        )
+
+
 class _Examples(Dataset):
     """A sequence of examples as torch's loader wants it."""
 

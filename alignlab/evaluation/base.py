@@ -13,7 +13,7 @@ from torchmetrics import MeanMetric
 from alignlab.backbones import Backbone
 from alignlab.backbones.pictures import open_image
 from alignlab.batch import Example, Turn
-from alignlab.data.base import AlignmentData, Split
+from alignlab.data.base import AlignmentData, Split, check_supplies
 from alignlab.errors import InputError
 
 OnBatch = Callable[[int, int], None]
@@ -82,12 +82,7 @@ class Evaluator(ABC):
 
     def check(self, data: AlignmentData | type[AlignmentData]) -> None:
         """Raise InputError if the data do not supply what is required."""
-        if missing := [field for field in self.requires if field not in data.supplies]:
-            who = data.__name__ if isinstance(data, type) else type(data).__name__
-            raise InputError(
-                f"{type(self).__name__} requires {', '.join(self.requires)}, but {who} supplies "
-                f"{', '.join(data.supplies) or 'nothing'}; it lacks {', '.join(missing)}"
-            )
+        check_supplies(type(self).__name__, self.requires, data)
 
     def answers(
         self, backbone: Backbone, asked: Sequence[tuple[Example, str]], max_new_tokens: int, on_batch: OnBatch
@@ -124,7 +119,7 @@ def mean(values: Iterable[float]) -> float:
     return MeanMetric().set_dtype(torch.float64)(torch.tensor(list(values), dtype=torch.float64)).item()
 
 
-def normalise(text: str) -> str:
+def tidy(text: str) -> str:
     """Lower case, single spaces, none at the ends."""
     return " ".join(text.lower().split())
 

@@ -8,7 +8,7 @@ from typing import Literal
 from alignlab.backbones import Backbone
 from alignlab.batch import Example
 from alignlab.data.base import AlignmentData
-from alignlab.evaluation.base import Evaluation, Evaluator, OnBatch, mean, normalise, thumbnail
+from alignlab.evaluation.base import Evaluation, Evaluator, OnBatch, mean, thumbnail, tidy
 
 
 class CaptionAccuracy(Evaluator):
@@ -51,7 +51,7 @@ class CaptionAccuracy(Evaluator):
         items = [
             {
                 "id": example.id,
-                "score": float(normalise(output) == normalise(example.captions[0])),
+                "score": float(tidy(output) == tidy(example.captions[0])),
                 "prompt": self.prompt,
                 "output": output,
                 "reference": example.captions[0],

@@ -5,12 +5,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from alignlab.backbones import Backbone
 from alignlab.batch import Content, Example
 from alignlab.data.base import AlignmentData
 from alignlab.evaluation.base import Evaluation, Evaluator, OnBatch, mean
+from alignlab.functional import normalize
 
 RANKS = (1, 5, 10)
 
@@ -62,7 +62,7 @@ class Retrieval(Evaluator):
         vectors = []
         for start in range(0, len(contents), self.batch_size):
             tokens = backbone.encoder.contents(contents[start : start + self.batch_size]).to(backbone.device)
-            vectors.append(normalize(backbone.embed(tokens).float(), dim=-1).cpu())
+            vectors.append(normalize(backbone.embed(tokens)).cpu())
             on_batch(min(start + self.batch_size, len(contents)))
         return torch.cat(vectors)
 

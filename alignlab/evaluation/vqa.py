@@ -7,7 +7,7 @@ from alignlab.backbones import Backbone
 from alignlab.batch import Example
 from alignlab.data.base import AlignmentData
 from alignlab.errors import InputError
-from alignlab.evaluation.base import Evaluation, Evaluator, OnBatch, mean, normalise, thumbnail
+from alignlab.evaluation.base import Evaluation, Evaluator, OnBatch, mean, thumbnail, tidy
 
 
 class VQAAccuracy(Evaluator):
@@ -48,7 +48,7 @@ class VQAAccuracy(Evaluator):
         answers = self.answers(backbone, prompts, self.max_new_tokens, on_batch)
         for (example, index), output in zip(asked, answers, strict=True):
             question = example.questions[index]
-            score = float(normalise(output) == normalise(question.answer))
+            score = float(tidy(output) == tidy(question.answer))
             by_kind[question.kind].append(score)
             items.append(
                 {

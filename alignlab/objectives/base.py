@@ -13,7 +13,7 @@ from torch import Tensor
 
 from alignlab.backbones import Backbone
 from alignlab.batch import Batch
-from alignlab.errors import InputError
+from alignlab.data.base import check_supplies
 from alignlab.functional import upcast
 from alignlab.objectives.averages import Averages
 from alignlab.objectives.optimization import Optimization, optimizer_and_schedule
@@ -65,11 +65,7 @@ class Objective(LightningModule):
 
     def setup(self, stage: str) -> None:
         data = self.trainer.datamodule
-        if missing := [name for name in self.requires if name not in data.supplies]:
-            raise InputError(
-                f"{type(self).__name__} requires {', '.join(self.requires)}, but {type(data).__name__} supplies "
-                f"{', '.join(data.supplies)}; it lacks {', '.join(missing)}"
-            )
+        check_supplies(type(self).__name__, self.requires, data)
         data.connect(partial(self.backbone.encoder.batch, sequences=tuple(self.requires)))
         if self.coupled and self.trainer.accumulate_grad_batches > 1:
             rank_zero_warn(f"{type(self).__name__}: accumulating micro-batches is not a larger batch: {self.coupled}")

@@ -17,8 +17,6 @@ Measured (2 shared cores, 1 thread, Linux, Python 3.11.7, torch 2.13.0+cpu, tran
     64     encoded beforehand     262.2 ms      262.6 ms  1.001 [0.996, 1.010]  met
     8      encoded in the loop     51.8 ms       49.8 ms  1.041 [1.032, 1.051]  met, interval past it; 9 repeats
     8      encoded beforehand      45.2 ms       43.6 ms  1.042 [1.037, 1.061]  met, interval past it
-
-At batch 8 alignlab adds about 2 ms a step: 0.5 ms are six optimizer groups instead of one, 0.2 ms rescale gradients.
 """
 
 import json
