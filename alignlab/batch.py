@@ -7,7 +7,7 @@ L generated length, H W pixels.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import torch
 from PIL import Image
@@ -40,6 +40,39 @@ class Question:
 
 
 @dataclass(frozen=True)
+class Foil:
+    """A true caption of a picture and a false one, which differ in one thing.
+
+    Args:
+        kind: What was done to the true one, e.g. ``swap_attribute``.
+    """
+
+    true: str
+    false: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class Box:
+    """An object and its place: edges in [0, 1], in shares of the picture's width and height, x right, y down."""
+
+    name: str
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+Role = Literal["visual", "filler", "contradictory"]
+"""What a word of an answer is to its picture: read off it, said whatever it shows, or false of it."""
+
+ROLES: tuple[Role, ...] = get_args(Role)
+
+Point = tuple[float, float]
+"""x right, y down, in [0, 1]."""
+
+
+@dataclass(frozen=True)
 class Example:
     """One raw record, before any tokenizer. A field that a data set does not have stays empty.
 
@@ -50,8 +83,16 @@ class Example:
         target: The side to be found.
         negatives: Contents close to ``target`` that are wrong for ``query``.
         captions: Right captions of the picture, the canonical one first.
+        foils: Pairs of a right and a wrong caption, at most one of a kind.
         questions: Questions about the picture.
+        existence: Questions whether an object is there, of the kinds ``present`` (answer yes), ``random``, ``popular``
+            and ``adversarial`` (answer no), in the sense of POPE (Li et al. 2023, https://arxiv.org/abs/2305.10355).
+        text: A conversation without pictures, which asks for what a language model knows by itself.
         rejected: An answer worse than the conversation's last one.
+        boxes: Objects of the picture.
+        roles: One for each word (between white space) of the conversation's last answer.
+        points: For each word of the conversation's last answer, where in the picture what it names is, or None.
+        group: Examples of one group are right for each other, so they are no negatives of each other.
         source: The data set the record comes from.
         truth: What the data set knows beyond the record (the lab's scene, say); never seen by a model.
     """
@@ -62,8 +103,15 @@ class Example:
     target: Content = ()
     negatives: tuple[Content, ...] = ()
     captions: tuple[str, ...] = ()
+    foils: tuple[Foil, ...] = ()
     questions: tuple[Question, ...] = ()
+    existence: tuple[Question, ...] = ()
+    text: tuple[Turn, ...] = ()
     rejected: Content = ()
+    boxes: tuple[Box, ...] = ()
+    roles: tuple[Role, ...] = ()
+    points: tuple[Point | None, ...] = ()
+    group: str = ""
     source: str = ""
     truth: Mapping[str, Any] = field(default_factory=dict)
 
@@ -122,6 +170,8 @@ class Batch:
         rejected: The conversation with its last answer replaced by the rejected one.
         negatives: All negatives of all samples, one after the other.
         num_negatives: (B,) long, how many rows of ``negatives`` belong to each sample.
+        roles: (B, T) long, along ``conversation``: the place in ``ROLES`` of the last answer's tokens; -1 elsewhere.
+        groups: B names; the samples of one group are right for each other.
     """
 
     ids: tuple[str, ...]
@@ -131,6 +181,8 @@ class Batch:
     rejected: Tokens | None = None
     negatives: Tokens | None = None
     num_negatives: Tensor | None = None
+    roles: Tensor | None = None
+    groups: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)

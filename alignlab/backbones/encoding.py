@@ -1,16 +1,17 @@
 """Encoder: the processor side of a backbone, from Examples to token sequences; it runs in the loader's workers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from alignlab.backbones.locations import locate
 from alignlab.backbones.pictures import open_image
+from alignlab.backbones.ragged import aligned, join, pad, tensor
+from alignlab.backbones.words import answer_texts, token_roles, token_words
 from alignlab.batch import IGNORE, Batch, Content, Example, Part, Tokens, Turn
 from alignlab.errors import InputError
 
@@ -18,8 +19,8 @@ Segment = tuple[str, bool]
 """A stretch of rendered text and whether it is trained on."""
 
 
-FIELDS = ("conversation", "query", "target", "rejected")
-"""Sequences that every example must fill; negatives may be missing."""
+FIELDS = ("conversation", "query", "target", "rejected", "roles")
+"""Sequences that every example must fill; negatives may be missing, and an example need not be of a group."""
 
 
 @dataclass(frozen=True)
@@ -86,15 +87,25 @@ class Encoder:
         """Encode the named sequences of every example.
 
         Raises:
-            InputError: An example lacks one, ``max_length`` would cut a picture or leave nothing to train on.
+            InputError: An example lacks one, ``max_length`` would cut a picture or leave nothing to train on, or there
+                are not as many roles as words.
         """
+        if "roles" in sequences and "conversation" not in sequences:
+            raise InputError("roles are along the tokens of the conversation; what requires roles requires it, too")
         parts: dict[str, Any] = {}
         for name in sequences:
             if lacking := [e.id for e in examples if name in FIELDS and not getattr(e, name)]:
                 raise InputError(f"example {lacking[0]!r} has no {name}, which is required of every example")
             match name:
+                case "conversation" if "roles" in sequences:
+                    parts[name], words = self.words([(e.id, e.conversation) for e in examples])
+                    parts["roles"] = token_roles(examples, words)
                 case "conversation":
                     parts[name] = self.conversations([(e.id, e.conversation) for e in examples])
+                case "roles":
+                    pass  # made with the conversation
+                case "group":
+                    parts["groups"] = tuple(e.group for e in examples)
                 case "rejected":
                     parts[name] = self.conversations(
                         [(e.id, (*e.conversation[:-1], Turn("assistant", e.rejected))) for e in examples]
@@ -108,36 +119,43 @@ class Encoder:
                     parts["num_negatives"] = torch.tensor([len(e.negatives) for e in examples])
                 case _:
                     raise InputError(
-                        f"a Batch has no sequence {name!r}; it has conversation, query, target, rejected, negatives"
+                        f"a Batch has no sequence {name!r}; it has conversation, query, target, rejected, negatives, "
+                        "roles, group"
                     )
         return Batch(ids=tuple(e.id for e in examples), **parts)
 
     def conversations(self, conversations: Sequence[tuple[str, tuple[Turn, ...]]]) -> Tokens:
         """Encode whole conversations, each with its id, labels on the assistant's turns."""
-        rows = [_Row(id, self._segments(id, turns), _images(turns)) for id, turns in conversations]
-        tokens = self._tokens(rows, self.padding_side)
-        untrained = (tokens.labels[:, 1:] == IGNORE).all(-1).nonzero().flatten().tolist()
-        if untrained:
-            raise InputError(
-                f"example {rows[untrained[0]].id!r} has no token left to train on: "
-                + (
-                    f"max_length = {self.max_length} ends before its answer"
-                    if self.max_length
-                    else "its answers are empty"
-                )
-            )
-        return tokens
+        rows = self._rows(conversations)
+        return self._trained(rows, self._process(rows))
+
+    def words(self, conversations: Sequence[tuple[str, tuple[Turn, ...]]]) -> tuple[Tokens, Tensor]:
+        """Encode as ``conversations`` does, and say which word of the last answer each token belongs to.
+
+        Returns:
+            The tokens, and (B, T) long: the place, from 0, of the token's word among those between white space in the
+            last answer; -1 at every other token.
+        """
+        rows = self._rows(conversations)
+        encoded = self._process(rows)
+        pieces = iter(encoded["input_ids"])
+        words = []
+        for row, (_, turns) in zip(rows, conversations, strict=True):
+            *before, last = [next(pieces) for _ in row.segments]  # a conversation's last stretch is its last answer
+            found = token_words(self.tokenizer, row.id, row.segments[-1][0], last, answer_texts(turns))
+            words.append([-1] * sum(map(len, before)) + found)
+        return self._trained(rows, encoded), pad(words, -1, limit=self.max_length, side=self.padding_side)
 
     def prompts(self, conversations: Sequence[tuple[Turn, ...]]) -> Tokens:
         """Encode conversations up to where the assistant begins to answer, padded on the left."""
         rows = [_Row("prompt", [(self._render(turns, answer=True), False)], _images(turns)) for turns in conversations]
-        return self._tokens(rows, "left")
+        return self._tokens(rows, self._process(rows), "left")
 
     def contents(self, contents: Sequence[Content]) -> Tokens:
         """Encode each content as one user turn that asks for an answer; its last token is where embeddings are read."""
         turns = [(Turn("user", content),) for content in contents]
         rows = [_Row("content", [(self._render(turn, answer=True), False)], _images(turn)) for turn in turns]
-        return self._tokens(rows, self.padding_side)
+        return self._tokens(rows, self._process(rows), self.padding_side)
 
     def decode(self, ids: Tensor) -> list[str]:
         """Text of generated ids (B, L), special tokens stripped."""
@@ -174,34 +192,51 @@ class Encoder:
             raise InputError(f"example {id!r}: its conversation has no assistant turn, so there is nothing to train on")
         return segments
 
-    def _tokens(self, rows: list[_Row], side: Literal["left", "right"]) -> Tokens:
-        encoded = self.processor(
+    def _rows(self, conversations: Sequence[tuple[str, tuple[Turn, ...]]]) -> list[_Row]:
+        return [_Row(id, self._segments(id, turns), _images(turns)) for id, turns in conversations]
+
+    def _process(self, rows: list[_Row]) -> Mapping[str, Any]:
+        """What the processor makes of all stretches and pictures: ids a stretch, neither padded nor cut."""
+        return self.processor(
             text=self._texts(rows),
             images=[open_image(part) for row in rows for part in row.images] or None,
             add_special_tokens=False,
             padding=False,
             truncation=False,
         )
+
+    def _trained(self, rows: list[_Row], encoded: Mapping[str, Any]) -> Tokens:
+        tokens = self._tokens(rows, encoded, self.padding_side)
+        untrained = (tokens.labels[:, 1:] == IGNORE).all(-1).nonzero().flatten().tolist()
+        if untrained:
+            cut = f"max_length = {self.max_length} ends before its answer"
+            raise InputError(
+                f"example {rows[untrained[0]].id!r} has no token left to train on: "
+                + (cut if self.max_length else "its answers are empty")
+            )
+        return tokens
+
+    def _tokens(self, rows: list[_Row], encoded: Mapping[str, Any], side: Literal["left", "right"]) -> Tokens:
         pieces = encoded["input_ids"]
         owners = [index for index, row in enumerate(rows) for _ in row.segments]
         trained = [train for row in rows for _, train in row.segments]
         labels = [piece if train else [IGNORE] * len(piece) for piece, train in zip(pieces, trained, strict=True)]
-        ids = _join(pieces, owners)
+        ids = join(pieces, owners)
         for row, sequence in zip(rows, ids, strict=True):
             if self.image_token_id in sequence[self.max_length or len(sequence) :]:
                 self._refuse_cut_images(row, sequence)
             self._check_cut(row, len(sequence))
-        padded = partial(self._pad, side=side)
+        padded = partial(pad, limit=self.max_length, side=side)
         input_ids = padded(ids, self.pad_id)
         vision: dict[str, Any] = {}
         for key, value in encoded.items():
             if key in ("input_ids", "attention_mask"):
                 continue
-            vision[key] = padded(_join(value, owners), 0) if _aligned(value, pieces) else _tensor(value)
+            vision[key] = padded(join(value, owners), 0) if aligned(value, pieces) else tensor(value)
         return Tokens(
             input_ids=input_ids,
             attention_mask=padded([[1] * len(sequence) for sequence in ids], 0),
-            labels=padded(_join(labels, owners), IGNORE),
+            labels=padded(join(labels, owners), IGNORE),
             image_mask=input_ids == self.image_token_id,
             vision=vision,
             num_images=torch.tensor([len(row.images) for row in rows]),
@@ -236,13 +271,6 @@ class Encoder:
                 f"answer; set backbone.max_length to at least {length}, or null"
             )
 
-    def _pad(self, rows: list[list[int]], value: int, *, side: Literal["left", "right"]) -> Tensor:
-        rows = [row[: self.max_length] for row in rows]
-        width = max((len(row) for row in rows), default=0)
-        pads = [[value] * (width - len(row)) for row in rows]
-        padded = [pad + row if side == "left" else row + pad for row, pad in zip(rows, pads, strict=True)]
-        return torch.tensor(padded, dtype=torch.long).reshape(len(rows), width)
-
 
 def image_token_id(config: Any) -> int:
     """The id of the image placeholder, which configs of different families name differently."""
@@ -256,25 +284,3 @@ def image_token_id(config: Any) -> int:
 
 def _images(turns: Sequence[Turn]) -> list[Part]:
     return [part for turn in turns for part in turn.content if not isinstance(part, str)]
-
-
-def _aligned(value: Any, ids: list[list[int]]) -> bool:
-    """Whether a processor's output has one entry a token."""
-    if not isinstance(value, list) or len(value) != len(ids):
-        return False
-    return all(isinstance(row, list) and len(row) == len(piece) for row, piece in zip(value, ids, strict=True))
-
-
-def _join(pieces: list[list[int]], owners: list[int]) -> list[list[int]]:
-    rows: list[list[int]] = [[] for _ in range(owners[-1] + 1)] if owners else []
-    for owner, piece in zip(owners, pieces, strict=True):
-        rows[owner] += piece
-    return rows
-
-
-def _tensor(value: Any) -> Any:
-    """A processor's output as a tensor; what is ragged stays as it came."""
-    try:
-        return torch.as_tensor(np.stack(value) if isinstance(value, list) else value)
-    except (ValueError, TypeError):
-        return value

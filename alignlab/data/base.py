@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from alignlab.batch import Batch, Example
 from alignlab.errors import InputError
 
-Split = Literal["train", "val", "test"]
+Split = Literal["train", "val", "test", "compositional"]
 Encode = Callable[[list[Example]], Batch]
 
 
@@ -26,8 +26,17 @@ class AlignmentData(LightningDataModule):
     supplies: ClassVar[tuple[str, ...]] = ()
     """The fields of ``Example`` that every example fills."""
 
-    attributes: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    splits: ClassVar[tuple[Split, ...]] = ("train", "val", "test")
+    """The splits there are; ``compositional`` holds combinations that no other split shows."""
+
+    attributes: Mapping[str, tuple[str, ...]] = {}
     """Words of the captions by attribute, where the data set knows them; caption accuracy is given for each."""
+
+    canonical: Mapping[str, str] = {}
+    """Synonym -> the word that it counts as."""
+
+    caption_prompt: str = "Describe the image."
+    """What asks for a caption like those of ``Example.captions``."""
 
     def __init__(self, *, batch_size: int = 64, num_workers: int = 0) -> None:
         super().__init__()

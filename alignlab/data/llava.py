@@ -8,7 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar
 
 from PIL import Image
 
@@ -230,7 +230,7 @@ def _split(records: list[dict[str, Any]], *, val: float, test: float, path: str)
             f"{num_val} and {num_test}, so none is left to train on; set one to 0 or give it more records"
         )
     bounds = {"test": (0, num_test), "val": (num_test, num_test + num_val), "train": (num_test + num_val, None)}
-    return {split: [r for name in names[slice(*bounds[split])] for r in groups[name]] for split in get_args(Split)}
+    return {split: [r for name in names[slice(*bounds[split])] for r in groups[name]] for split in bounds}
 
 
 def _missing(path: Path, kind: str) -> str:

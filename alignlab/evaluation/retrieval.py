@@ -1,16 +1,17 @@
-"""Retrieval: pictures find their captions, and captions their pictures, among the pairs of N examples."""
+"""Retrieval: pictures find their captions, and captions their pictures, among those of N examples."""
 
-from collections.abc import Iterable
-from typing import Any, Literal
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from alignlab.backbones import Backbone
 from alignlab.batch import Content, Example
-from alignlab.data.base import AlignmentData
-from alignlab.evaluation.base import Evaluation, Evaluator, OnBatch, mean
-from alignlab.functional import normalize
+from alignlab.data.base import AlignmentData, Split, check_supplies
+from alignlab.errors import InputError
+from alignlab.evaluation.base import Evaluation, Evaluator, OnBatch, mean, phrased
 
 RANKS = (1, 5, 10)
 
@@ -19,33 +20,55 @@ class Retrieval(Evaluator):
     """Recall at 1, 5 and 10, in both directions, among the ``query`` and ``target`` of N examples, by cosine.
 
     A search is answered at k if one of its right candidates is among the k nearest. What several examples share (one
-    picture with several captions, one caption of several pictures) is one candidate, right for all it came with. Ties
-    count against the model: a wrong candidate as near as the best right one stands before it, so embeddings that have
-    collapsed to a point score 0, not the chance level, and so do embeddings that are not finite. ``chance_r1`` is what
-    a random order would give at 1. Recall depends on N: compare only runs of the same ``num_examples``.
+    picture with several captions, one caption of several pictures) is one candidate, right for all it came with, and
+    what examples of one ``group`` hold is right for all of them. Ties count against the model: a wrong candidate as
+    near as the best right one stands before it, so embeddings that have collapsed to a point score 0, not the chance
+    level, and so do embeddings that are not finite. ``chance_r1`` is what a random order would give at 1. Recall
+    depends on N: compare only runs of the same ``num_examples`` and ``num_captions``.
 
     Args:
         num_examples: N.
+        num_captions: Targets an example. 1: its ``target``; more: the first so many of its ``captions``, each in the
+            form of the target, and each searched for its picture by itself.
     """
 
     name = "retrieval"
     requires = ("query", "target")
+    blindfolds = ("shuffled_images",)
 
     def __init__(
-        self, *, num_examples: int = 256, batch_size: int = 64, split: Literal["train", "val", "test"] = "test"
+        self,
+        *,
+        num_examples: int = 256,
+        num_captions: int = 1,
+        batch_size: int = 64,
+        split: Split = "test",
+        data: AlignmentData | None = None,
+        label: str | None = None,
+        blind: bool = False,
     ) -> None:
-        super().__init__(num_examples=num_examples, batch_size=batch_size, split=split)
+        super().__init__(
+            num_examples=num_examples, batch_size=batch_size, split=split, data=data, label=label, blind=blind
+        )
+        if num_captions < 1:
+            raise InputError(f"Retrieval needs num_captions >= 1, got {num_captions}")
+        self.num_captions = num_captions
+
+    def check(self, data: AlignmentData | type[AlignmentData]) -> None:
+        super().check(data)
+        if self.num_captions > 1:
+            check_supplies("Retrieval of several captions", (*self.requires, "captions"), data)
 
     def evaluate(
         self, backbone: Backbone, data: AlignmentData, examples: list[Example], on_batch: OnBatch
     ) -> Evaluation:
+        candidates = [self._candidates(example) for example in examples]
         queries, rows = _distinct(example.query for example in examples)
-        targets, columns = _distinct(example.target for example in examples)
-        right = torch.zeros(len(queries), len(targets), dtype=torch.bool)
-        right[rows, columns] = True
+        targets, columns = _distinct(content for each in candidates for content in each)
+        right = right_pairs(examples, [len(each) for each in candidates], rows, columns)
         total = len(queries) + len(targets)
-        query_vectors = self._embed(backbone, queries, lambda done: on_batch(done, total))
-        target_vectors = self._embed(backbone, targets, lambda done: on_batch(len(queries) + done, total))
+        query_vectors = self.embeddings(backbone, queries, lambda done, _: on_batch(done, total))
+        target_vectors = self.embeddings(backbone, targets, lambda done, _: on_batch(len(queries) + done, total))
         similarity = query_vectors @ target_vectors.T
         ahead = {"image_to_text": wrong_ahead(similarity, right), "text_to_image": wrong_ahead(similarity.T, right.T)}
         scores = {
@@ -58,13 +81,36 @@ class Retrieval(Evaluator):
         ]
         return Evaluation(scores | {"chance_r1": right.double().mean().item()}, items)
 
-    def _embed(self, backbone: Backbone, contents: list[Content], on_batch: Any) -> Tensor:
-        vectors = []
-        for start in range(0, len(contents), self.batch_size):
-            tokens = backbone.encoder.contents(contents[start : start + self.batch_size]).to(backbone.device)
-            vectors.append(normalize(backbone.embed(tokens)).cpu())
-            on_batch(min(start + self.batch_size, len(contents)))
-        return torch.cat(vectors)
+    def _candidates(self, example: Example) -> list[Content]:
+        if self.num_captions == 1:
+            return [example.target]
+        return [phrased(example, caption) for caption in example.captions[: self.num_captions]]
+
+
+def right_pairs(
+    examples: Sequence[Example], counts: Sequence[int], rows: Sequence[int], columns: Sequence[int]
+) -> Tensor:
+    """Say which candidates are right for which query.
+
+    Args:
+        examples: N.
+        counts: N, how many targets each has.
+        rows: N, the place of each example's query among the distinct ones.
+        columns: sum of counts, the place of each target among the distinct ones, example by example.
+
+    Returns:
+        (distinct queries, distinct targets) bool.
+    """
+    places = iter(columns)
+    queries, targets = defaultdict(list), defaultdict(list)
+    for index, (example, count, row) in enumerate(zip(examples, counts, rows, strict=True)):
+        group = example.group or index  # an example without a group is one by itself
+        queries[group].append(row)
+        targets[group] += [next(places) for _ in range(count)]
+    right = torch.zeros(max(rows) + 1, max(columns) + 1, dtype=torch.bool)
+    for group, of in queries.items():
+        right[torch.tensor(of)[:, None], torch.tensor(targets[group])[None]] = True
+    return right
 
 
 def wrong_ahead(similarity: Tensor, right: Tensor) -> Tensor:

@@ -1,18 +1,20 @@
 """VQAAccuracy: greedy answers to questions about pictures, by kind of question."""
 
-from collections import defaultdict
-from typing import Literal
+from collections.abc import Mapping, Sequence
 
 from alignlab.backbones import Backbone
 from alignlab.batch import Example
-from alignlab.data.base import AlignmentData
+from alignlab.data.base import AlignmentData, Split
 from alignlab.errors import InputError
-from alignlab.evaluation.base import Evaluation, Evaluator, OnBatch, mean, thumbnail, tidy
+from alignlab.evaluation.asking import Asked, answered
+from alignlab.evaluation.base import Evaluation, Evaluator, OnBatch, mean, tidy
+from alignlab.evaluation.language import guesses, train_examples
 
 
 class VQAAccuracy(Evaluator):
-    """How often a greedy answer is the right one but for case and white space: ``accuracy``, and one score a kind.
+    """How often a greedy answer is the right one: ``accuracy``, and one score a kind.
 
+    Right is what equals the question's answer but for case, white space and the data's synonyms (``data.canonical``).
     Every question of every example is asked by itself. ``accuracy`` counts questions, not kinds, equally.
 
     Args:
@@ -23,6 +25,7 @@ class VQAAccuracy(Evaluator):
 
     name = "vqa"
     requires = ("questions",)
+    blindfolds = ("shuffled_images", "text_only")
 
     def __init__(
         self,
@@ -31,34 +34,44 @@ class VQAAccuracy(Evaluator):
         max_new_tokens: int = 8,
         batch_size: int = 64,
         num_pictures: int = 12,
-        split: Literal["train", "val", "test"] = "test",
+        split: Split = "test",
+        data: AlignmentData | None = None,
+        label: str | None = None,
+        blind: bool = False,
     ) -> None:
-        super().__init__(num_examples=num_examples, batch_size=batch_size, split=split)
+        super().__init__(
+            num_examples=num_examples, batch_size=batch_size, split=split, data=data, label=label, blind=blind
+        )
         self.max_new_tokens = max_new_tokens
         self.num_pictures = num_pictures
 
     def evaluate(
         self, backbone: Backbone, data: AlignmentData, examples: list[Example], on_batch: OnBatch
     ) -> Evaluation:
-        asked = [(example, index) for example in examples for index in range(len(example.questions))]
+        asked = _asked(examples)
         if not asked:
             raise InputError(f"VQAAccuracy: the {len(examples)} {self.split} examples hold no question")
-        prompts = [(example, example.questions[index].text) for example, index in asked]
-        items, by_kind = [], defaultdict(list)
-        answers = self.answers(backbone, prompts, self.max_new_tokens, on_batch)
-        for (example, index), output in zip(asked, answers, strict=True):
-            question = example.questions[index]
-            score = float(tidy(output) == tidy(question.answer))
-            by_kind[question.kind].append(score)
-            items.append(
-                {
-                    "id": f"{example.id}-{index}",
-                    "score": score,
-                    "prompt": question.text,
-                    "output": output,
-                    "reference": question.answer,
-                    "picture": thumbnail(self.picture(example)) if len(items) < self.num_pictures else None,
-                }
-            )
-        scores = {"accuracy": mean(item["score"] for item in items)}
-        return Evaluation(scores | {kind: mean(by_kind[kind]) for kind in sorted(by_kind)}, items)
+        outputs = list(self.answers(backbone, [each.prompt for each in asked], self.max_new_tokens, on_batch))
+        right = _right(asked, outputs, data.canonical)
+        return Evaluation(_by_kind(asked, right), answered(asked, outputs, right, self.num_pictures))
+
+    def baselines(self, data: AlignmentData, examples: list[Example]) -> Mapping[str, dict[str, float]]:
+        asked = _asked(examples)
+        learned = [question for example in train_examples(data) for question in example.questions]
+        answers = guesses(learned, [each.question for each in asked])
+        return {how: _by_kind(asked, _right(asked, said, data.canonical)) for how, said in answers.items()}
+
+
+def _asked(examples: Sequence[Example]) -> list[Asked]:
+    return [Asked(f"{e.id}-{index}", e, question) for e in examples for index, question in enumerate(e.questions)]
+
+
+def _right(asked: Sequence[Asked], outputs: Sequence[str], synonyms: Mapping[str, str]) -> list[float]:
+    pairs = zip(asked, outputs, strict=True)
+    return [float(tidy(output, synonyms) == tidy(each.question.answer, synonyms)) for each, output in pairs]
+
+
+def _by_kind(asked: Sequence[Asked], right: Sequence[float]) -> dict[str, float]:
+    kinds = sorted({each.question.kind for each in asked})
+    of = {kind: [r for each, r in zip(asked, right, strict=True) if each.question.kind == kind] for kind in kinds}
+    return {"accuracy": mean(right)} | {kind: mean(scores) for kind, scores in of.items()}

@@ -126,14 +126,20 @@ def folders_used(config: Any, folders: Sequence[str]) -> list[str]:
 
 
 def own_sources(config: Mapping[str, Any]) -> dict[str, str]:
-    """Hash of the source of each module in ``python_path`` that a resolved config names a class of."""
-    folders = {Path(folder) for folder in config.get("python_path") or []}
+    """Hash of the source of each module in ``python_path`` that a resolved config names a class of.
+
+    Read from the files, whether or not they have been imported yet: every process must find the same.
+    """
     hashed = {}
     for text in _texts(config):
-        module = sys.modules.get(text.rpartition(".")[0])
-        origin = module.__spec__.origin if module is not None and module.__spec__ is not None else None
-        if origin is not None and folders & set(Path(origin).parents):
-            hashed[module.__name__] = hashlib.sha256(Path(origin).read_bytes()).hexdigest()
+        parts = text.split(".")[:-1]
+        if parts and all(part.isidentifier() for part in parts):
+            for folder in config.get("python_path") or []:
+                module = Path(folder).joinpath(*parts)
+                found = [file for file in (module.with_suffix(".py"), module / "__init__.py") if file.is_file()]
+                if found:
+                    hashed[".".join(parts)] = hashlib.sha256(found[0].read_bytes()).hexdigest()
+                    break
     return hashed
 
 

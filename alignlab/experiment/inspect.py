@@ -17,8 +17,10 @@ from torch import Tensor
 
 from alignlab.backbones import Encoder
 from alignlab.backbones.pictures import open_image
-from alignlab.batch import IGNORE, Content, Example, Tokens
+from alignlab.batch import IGNORE, Example, Tokens
+from alignlab.data.base import AlignmentData, Split
 from alignlab.errors import InputError
+from alignlab.experiment.annotations import WIDTH, annotations, places
 from alignlab.experiment.config import instantiate
 
 NUM_MEASURED = 200
@@ -28,6 +30,9 @@ BATCH = 20
 """Examples encoded at a time, so that few pictures are in memory."""
 
 NUM_BARS = 24
+
+SEQUENCES = ("conversation", "query", "target", "negatives", "rejected")
+"""What of a batch is token sequences."""
 
 EMBEDDED = ("query", "target", "negatives")
 """The sequences whose last token's state is an embedding."""
@@ -56,8 +61,8 @@ class Counts(NamedTuple):
     unknown: int
 
 
-def inspect(config: dict[str, Any], output: Path, *, num_examples: int = 8) -> Path:
-    """Write one self-contained HTML page about a resolved config's training data.
+def inspect(config: dict[str, Any], output: Path, *, num_examples: int = 8, split: Split = "train") -> Path:
+    """Write one self-contained HTML page about a resolved config's data.
 
     Args:
         output: The page, ``*.html``; an older one is replaced.
@@ -68,27 +73,39 @@ def inspect(config: dict[str, Any], output: Path, *, num_examples: int = 8) -> P
     experiment = instantiate(config)
     path, limit = _path(config), config["backbone"]["max_length"]
     encoder, unlimited = Encoder.load(path, max_length=limit), Encoder.load(path)
-    examples = experiment.data.examples("train")
-    if not len(examples):
-        raise InputError(f"{type(experiment.data).__name__}: its train split is empty, so there is nothing to show")
+    examples = _examples(experiment.data, split)
     chosen = Random(config["seed"]).sample(range(len(examples)), min(NUM_MEASURED, len(examples)))
-    names = experiment.requires
-    cards = [_card(examples[index], encoder, unlimited, names) for index in chosen[:num_examples]]
+    names = [name for name in experiment.requires if name in SEQUENCES]
+    shown = [examples[index] for index in chosen[:num_examples]]
     measured = [examples[index] for index in chosen]
     page = _template().render(
         objective=config["objective"]["class_path"],
         data=config["data"]["class_path"],
         backbone=path,
         limit=limit,
-        num_train=len(examples),
+        split=split,
+        num_examples=len(examples),
         num_measured=len(measured),
         lengths=[_summary(name, values, limit) for name, values in _counts(measured, unlimited, names).items()],
+        width=WIDTH,
         embeds=any(name in EMBEDDED for name in names),
-        cards=cards,
+        cards=[
+            _card(example, encoder, unlimited, names) | annotations(example, experiment.data.canonical)
+            for example in shown
+        ],
     )
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(page, encoding="utf-8")
     return output
+
+
+def _examples(data: AlignmentData, split: Split) -> Sequence[Example]:
+    if split not in data.splits:
+        raise InputError(f"{type(data).__name__} has no {split!r} split; it has {', '.join(data.splits)}")
+    examples = data.examples(split)
+    if not len(examples):
+        raise InputError(f"{type(data).__name__}: its {split} split is empty, so there is nothing to show")
+    return examples
 
 
 def _path(config: dict[str, Any]) -> str:
@@ -116,14 +133,25 @@ def _card(example: Example, encoder: Encoder, unlimited: Encoder, names: Sequenc
             title = name if len(lengths) == 1 else f"{name} {row + 1}"
             sequences.append({"name": title, "chips": chips, "read_at": last if name in EMBEDDED else None})
     pictured = [tokens for tokens in batch if tokens.num_images.any()]
+    seen = _processed(pictured[0], encoder) if pictured else []
     return {
         "example": example,
-        "seen": [_embedded(image) for image in _processed(pictured[0], encoder)] if pictured else [],
-        "originals": [_embedded(image, side=256) for image in map(open_image, example.images)],
+        "figures": list(_figures(example, seen)),
         "sequences": sequences,
-        "negatives": [_plain(content) for content in example.negatives],
-        "rejected": _plain(example.rejected),
     }
+
+
+def _figures(example: Example, seen: Sequence[Image.Image]) -> Iterator[dict[str, Any]]:
+    """The pictures as processed and, where that changed their size, before, which is what boxes are shares of."""
+    before = [open_image(image) for image in example.images]
+    same = [image.size for image in seen] == [image.size for image in before]
+    titled = [("as the model sees it", image) for image in seen] + [("before", image) for image in before if not same]
+    for index, (title, image) in enumerate(titled):
+        height = WIDTH * image.height / image.width
+        drawn = places(example, height) if index == (0 if same else len(seen)) else []
+        side = 2 * WIDTH if drawn else 256
+        shown = _embedded(image, None if title != "before" else side)
+        yield {**shown, "title": title, "large": title != "before" or drawn, "height": height, "places": drawn}
 
 
 def _chips(tokens: Tokens, index: int, full_length: int, tokenizer: Any) -> Iterator[Chip]:
@@ -180,10 +208,6 @@ def _embedded(image: Image.Image, side: int | None = None) -> dict[str, Any]:
     small.save(buffer, form, quality=90)
     address = f"data:image/{form.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
     return {"address": address, "size": f"{image.width}\u00a0×\u00a0{image.height}", "tiny": max(image.size) <= 128}
-
-
-def _plain(content: Content) -> str:
-    return " ".join(part if isinstance(part, str) else "[image]" for part in content)
 
 
 def _counts(examples: Sequence[Example], encoder: Encoder, names: Sequence[str]) -> dict[str, list[Counts]]:

@@ -40,7 +40,9 @@ def check(config: Mapping[str, Any]) -> None:
         try:
             experiment.make_objective(backbone)
         except (NotImplementedError, RuntimeError):
-            pass  # a constructor that reads weights cannot do so without them; it has its say when they are there
+            return  # a constructor that reads weights cannot do so without them; it has its say when they are there
+    for evaluator in experiment.evaluators:
+        evaluator.check_backbone(backbone)  # with what the objective added to it
 
 
 def _outlined(settings: Mapping[str, Any], stages: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,15 +66,18 @@ def _check_sizes(experiment: Experiment) -> None:
     data = experiment.data
     ShuffledBatches(len(data.examples("train")), data.batch_size, seed=0, rank=0, processes=1, who=type(data).__name__)
     for evaluator in experiment.evaluators:
-        evaluator.check(data)
-        if not len(data.examples(evaluator.split)):
-            who, whose = type(evaluator).__name__, type(data).__name__
+        judged = evaluator.judged(data)
+        evaluator.check(judged)
+        if not len(judged.examples(evaluator.split)):
+            who, whose = type(evaluator).__name__, type(judged).__name__
             raise InputError(f"{who} judges the {evaluator.split} split, which is empty in {whose}")
 
 
 def _check_lengths(experiment: Experiment) -> None:
     encoder = Encoder.load(experiment.backbone["path"], max_length=experiment.backbone["max_length"])
-    asked = {name for evaluator in experiment.evaluators for name in evaluator.requires} & {"query", "target"}
-    for split, sequences in (("train", experiment.requires), ("test", tuple(asked))):
-        examples = experiment.data.examples(split)
+    read = [(experiment.data.examples("train"), experiment.requires)]
+    for evaluator in experiment.evaluators:
+        sequences = tuple(name for name in evaluator.requires if name in ("conversation", "query", "target"))
+        read += [(evaluator.judged(experiment.data).examples(evaluator.split), sequences)] if sequences else []
+    for examples, sequences in read:
         encoder.batch([examples[index] for index in range(min(SAMPLE, len(examples)))], sequences)

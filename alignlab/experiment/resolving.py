@@ -11,7 +11,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from alignlab.errors import InputError
 from alignlab.experiment.catalogue import Argument, find, folders_used, kind_of, kinds, search
 from alignlab.experiment.checking import Checker, Problem, plain
-from alignlab.experiment.reading import merge, near
+from alignlab.experiment.reading import Key, merge, near
 
 TRAINER_REFUSED = {
     "logger": "is set by alignlab: curve.jsonl is always written; for Weights & Biases see wandb.mode",
@@ -223,31 +223,47 @@ def _check_optimization(values: Mapping[str, Any], checker: Checker) -> None:
 
 def _check_fields(resolved: Mapping[str, Any], checker: Checker) -> None:
     """Compare what objective and evaluators require with what the data supply."""
-    _, _, data_kind, evaluator_kind = kinds()
     data, objective = resolved.get("data"), resolved.get("objective")
-    supplies = find(data_kind, data["class_path"], checker.folders)[1].supplies if data else None
-    readers = [(("objective",), objective, required_fields(objective, checker.folders))] if objective else []
-    names: dict[str, str] = {}
+    if objective:
+        _check_supplied(("objective",), objective, required_fields(objective, checker.folders), data, checker)
+    labels: dict[str, str] = {}
     for index, evaluator in enumerate(resolved.get("evaluators") or ()):
         if evaluator is None:
             continue
-        key, found = ("evaluators", str(index)), find(evaluator_kind, evaluator["class_path"], checker.folders)[1]
+        key, found = ("evaluators", str(index)), find(kinds()[3], evaluator["class_path"], checker.folders)[1]
         if not hasattr(found, "name") or not hasattr(found, "requires"):
             checker.add(
                 key, f"{found.__name__} must state `name` (its scores' prefix) and `requires` (fields of Example)"
             )
             continue
-        readers.append((key, evaluator, found.requires))
-        if (twin := names.setdefault(found.name, ".".join(key))) != ".".join(key):
-            checker.add(
-                key, f"its scores would be called {found.name}, as those of {twin}; give a subclass another name"
-            )
-    # A data module may only know what it supplies once it is made; the objective then checks it itself.
-    for key, reader, fields in readers if isinstance(supplies, tuple) else ():
-        if lacking := [field for field in fields if field not in supplies]:
-            needs = f"{reader['class_path']} requires {', '.join(fields)}"
-            has = f"data {data['class_path']} supplies {', '.join(supplies) or 'nothing'}"
-            checker.add(key, f"{needs}, but {has}; it lacks {', '.join(lacking)}")
+        settings = evaluator["init_args"]
+        label = settings.get("label") or found.name
+        if (twin := labels.setdefault(label, ".".join(key))) != ".".join(key):
+            checker.add(key, f"its scores would be called {label}, as those of {twin}; give one of them a label")
+        own = (*key, "init_args", "data")
+        if any(problem.key[: len(own)] == own for problem in checker.problems):
+            continue
+        judged = settings.get("data") or data
+        _check_supplied(key, evaluator, found.requires, judged, checker)
+        _check_split(key, settings.get("split"), judged, checker)
+
+
+def _check_supplied(
+    key: Key, reader: Mapping[str, Any], fields: Sequence[str], data: Mapping[str, Any] | None, checker: Checker
+) -> None:
+    supplies = find(kinds()[2], data["class_path"], checker.folders)[1].supplies if data else None
+    # A data module may only know what it supplies once it is made; the reader then checks it itself.
+    if isinstance(supplies, tuple) and (lacking := [field for field in fields if field not in supplies]):
+        needs = f"{reader['class_path']} requires {', '.join(fields)}"
+        has = f"data {data['class_path']} supplies {', '.join(supplies) or 'nothing'}"
+        checker.add(key, f"{needs}, but {has}; it lacks {', '.join(lacking)}")
+
+
+def _check_split(key: Key, split: str | None, data: Mapping[str, Any] | None, checker: Checker) -> None:
+    splits = find(kinds()[2], data["class_path"], checker.folders)[1].splits if data else None
+    if isinstance(splits, tuple) and split is not None and split not in splits:
+        has = f"data {data['class_path']} has only {', '.join(splits)}"
+        checker.add((*key, "init_args", "split"), f"there is no {split} split: {has}")
 
 
 def required_fields(objective: Mapping[str, Any], folders: Sequence[str] = ()) -> tuple[str, ...]:

@@ -145,10 +145,10 @@ def evaluate(
     scores: dict[str, float] = {}
     items: dict[str, list[dict[str, Any]]] = {}
     for evaluator in experiment.evaluators:
-        on_evaluator(evaluator.name)
+        on_evaluator(evaluator.label)
         result = evaluator(backbone, experiment.data)
-        scores |= {f"{evaluator.name}/{key}": value for key, value in result.scores.items()}
-        items[evaluator.name] = record.write_items(output, evaluator.name, result.items)
+        scores |= {f"{evaluator.label}/{key}": value for key, value in result.scores.items()}
+        items[evaluator.label] = record.write_items(output, evaluator.label, result.items)
     return scores, items
 
 

@@ -44,7 +44,7 @@ class Entry:
 def paired(entry: Entry) -> str:
     """How many pairs a difference is made of, where they are not as many as the values."""
     partial = entry.difference is not None and len(entry.differences) != len(entry.values)
-    return _count(len(entry.differences), "pair") if partial else ""
+    return count(len(entry.differences), "pair") if partial else ""
 
 
 def compare(results: Results, arm: str, metric: str) -> Entry:
@@ -103,12 +103,12 @@ def extent(results: Results) -> list[str]:
     """How large the study is and how much of it is there."""
     axes = ((results.arms, "arm"), (results.starts, "start"), (results.seeds, "seed"))
     planned, missing = len(results.cells), len(results.cells) - len(results.finished)
-    size = f"{' × '.join(_count(len(values), noun) for values, noun in axes)}: {_count(planned, 'cell')}"
+    size = f"{' × '.join(count(len(values), noun) for values, noun in axes)}: {count(planned, 'cell')}"
     if not results.finished:
         return [f"{size}, none finished: there is nothing to compare yet."]
     if not missing:
         return [f"{size}, all finished."]
-    return [f"{size}, {len(results.finished)} finished. The other {_count(missing, 'cell')} are listed below."]
+    return [f"{size}, {len(results.finished)} finished. The other {count(missing, 'cell')} are listed below."]
 
 
 def summary(results: Results) -> list[str]:
@@ -164,7 +164,7 @@ def power(results: Results) -> str | None:
         return None
     floor = smallest_sign_flip_p(pairs)
     reach = "cannot reach p < 0.05, however large the effect" if floor >= 0.05 else "can reach p < 0.05"
-    return f"An exact sign-flip test over {_count(pairs, 'pair')} has p ≥ {floor:.3g}: it {reach}."
+    return f"An exact sign-flip test over {count(pairs, 'pair')} has p ≥ {floor:.3g}: it {reach}."
 
 
 def _missing(results: Results) -> list[str]:
@@ -219,8 +219,9 @@ def number(value: float | None) -> str:
     return "n/a" if value is None else f"{value:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
 
 
-def _count(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+def count(amount: int, noun: str) -> str:
+    """One pair, two pairs, in digits."""
+    return f"{amount} {noun}" if amount == 1 else f"{amount} {noun}s"
 
 
 def setting(value: object) -> str:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from alignlab.experiment.reading import load, near, parse_override, put
+from alignlab.study.naming import audited
 
-KEYS = ("base", "overrides", "arms", "starts", "seeds", "baseline", "metrics")
+KEYS = ("base", "overrides", "arms", "starts", "seeds", "baseline", "oracle", "placebo", "metrics")
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,9 @@ class StudyFile:
         arms: Changes by arm; a key ``base`` names experiment files that are laid over the base first.
         starts: Checkpoints; empty where the base's is the only one.
         seeds: Distinct whole numbers.
-        baseline: The arm that the others are compared with.
+        baseline: The arm that the others are compared with: plain training.
+        oracle: The arm that knows the truth, None where no arm does.
+        placebo: The arm that does a method's motions without its information, None where no arm does.
         metrics: Headline metrics; empty for all.
         last: Changes from the command line (``key=value``), laid over every cell last.
     """
@@ -43,6 +46,8 @@ class StudyFile:
     starts: tuple[Start, ...]
     seeds: tuple[int, ...]
     baseline: str
+    oracle: str | None
+    placebo: str | None
     metrics: tuple[str, ...]
     last: tuple[str, ...]
 
@@ -69,6 +74,7 @@ def read(path: Path, changes: Sequence[str], faults: list[str]) -> StudyFile:
         faults.append(f"overrides: expected a mapping of experiment keys, got {overrides!r}")
         overrides = {}
     arms = _arms(content.get("arms"), faults)
+    parts = _parts(content, next(iter(arms), ""), faults)
     return StudyFile(
         path=path,
         description=_description(path),
@@ -77,8 +83,8 @@ def read(path: Path, changes: Sequence[str], faults: list[str]) -> StudyFile:
         arms=arms,
         starts=_starts(content.get("starts"), faults),
         seeds=_seeds(content.get("seeds", [0]), faults),
-        baseline=_baseline(content.get("baseline"), arms, content.get("arms"), faults),
-        metrics=_texts("metrics", content.get("metrics") or [], faults),
+        **parts,
+        metrics=_metrics(content.get("metrics") or [], faults),
         last=tuple(last),
     )
 
@@ -172,16 +178,28 @@ def _seeds(value: Any, faults: list[str]) -> tuple[int, ...]:
     return tuple(value)
 
 
-def _baseline(value: Any, arms: dict[str, dict[str, Any]], written: Any, faults: list[str]) -> str:
-    if value is None:
-        return next(iter(arms), "")
-    if isinstance(written, dict) and value not in written:
-        faults.append(f"baseline: no arm is called {value!r}{meant(str(value), [str(name) for name in written])}")
-    return str(value)
+def _parts(content: dict[str, Any], first: str, faults: list[str]) -> dict[str, str | None]:
+    """The arms that play a part: the baseline, which is the first arm unless one is named, the oracle, the placebo."""
+    written = content.get("arms")
+    parts: dict[str, str | None] = {}
+    for part in ("baseline", "oracle", "placebo"):
+        value = content.get(part)
+        name = None if value is None else str(value)
+        if name is not None and isinstance(written, dict) and value not in list(written):
+            faults.append(f"{part}: no arm is called {value!r}{meant(name, [str(arm) for arm in written])}")
+        faults += [
+            f"{part}: {name!r} is the {other} already; an arm plays one part"
+            for other, taken in parts.items()
+            if taken is not None and taken == name
+        ]
+        parts[part] = first if name is None and part == "baseline" else name
+    return parts
 
 
-def _texts(key: str, value: Any, faults: list[str]) -> tuple[str, ...]:
+def _metrics(value: Any, faults: list[str]) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        faults.append(f"{key}: expected a list of names such as caption/exact, got {value!r}")
+        faults.append(f"metrics: expected a list of names such as caption/exact, got {value!r}")
         return ()
+    for audit in filter(None, map(audited, value)):
+        faults.append(f"metrics: a blind score stands beside its metric in the report; name {audit.metric} instead")
     return tuple(value)

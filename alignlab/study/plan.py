@@ -62,6 +62,8 @@ class Study:
     starts: tuple[str, ...]
     seeds: tuple[int, ...]
     baseline: str
+    oracle: str | None
+    placebo: str | None
     metrics: tuple[str, ...]
     cells: tuple[Cell, ...]
     notes: tuple[str, ...]
@@ -102,6 +104,8 @@ class Study:
             starts=tuple(dict.fromkeys(cell.start for cell in cells)),
             seeds=file.seeds,
             baseline=file.baseline,
+            oracle=file.oracle,
+            placebo=file.placebo,
             metrics=file.metrics,
             cells=tuple(cells),
             notes=notes,
@@ -125,7 +129,7 @@ class Study:
             }
             for cell in self.cells
         ]
-        names = ("name", "description", "arms", "starts", "seeds", "baseline", "metrics", "notes")
+        names = ("name", "description", "arms", "starts", "seeds", "baseline", "oracle", "placebo", "metrics", "notes")
         manifest = {"command": command, **{name: vars(self)[name] for name in names}, "cells": cells}
         write_json(self.directory / MANIFEST, manifest)
 

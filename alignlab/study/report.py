@@ -28,7 +28,8 @@ from alignlab.study.comparison import (
 )
 from alignlab.study.display import duration
 from alignlab.study.results import CellResult, Results
-from alignlab.study.tables import score_table, shown, told, unfinished
+from alignlab.study.sheets import Sheet, audit_sheet, calibration_sheets
+from alignlab.study.tables import score_table, sheet_table, shown, told, unfinished
 
 
 def report(directory: Path, *, console: Console | None = None) -> Path:
@@ -57,6 +58,9 @@ def report(directory: Path, *, console: Console | None = None) -> Path:
 def _print(results: Results, console: Console) -> None:
     if results.finished:
         console.print(score_table(results))
+    for sheet in (audit_sheet(results, results.metrics), *calibration_sheets(results)):
+        if sheet is not None:
+            console.print(sheet_table(sheet))
     for line in summary(results):
         console.print(escape(line), highlight=False)
     for line in unfinished(results):
@@ -75,6 +79,8 @@ def markdown(results: Results) -> str:
         lines += _rows(["metric", *results.arms], [[m, *_scores(results, m)] for m in results.metrics])
         lines += ["", f"## Differences to {results.baseline}", "", "Paired by start and seed, with 95 % intervals.", ""]
         lines += _rows(["metric", *results.others], [[m, *_differences(results, m)] for m in results.metrics])
+    lines += _sheet(audit_sheet(results, results.audits))
+    lines += [line for sheet in calibration_sheets(results) for line in _sheet(sheet)]
     lines += ["", "## Arms", ""]
     lines += _rows(["arm", f"differs from {results.baseline}"], [[arm, _differs(results, arm)] for arm in results.arms])
     header = ["arm", "start", "seed", "state", "time", "steps", "samples", "trained parameters", "directory"]
@@ -82,6 +88,13 @@ def markdown(results: Results) -> str:
     lines += ["", "## How to read this", "", *(f"- {note}" for note in caveats(results))]
     lines += ["", "## Made by", "", "```", results.command or f"alignlab study report {results.directory}", "```", ""]
     return "\n".join(lines)
+
+
+def _sheet(sheet: Sheet | None) -> list[str]:
+    if sheet is None:
+        return []
+    rows = _rows([item.text for item in sheet.header], [[item.text for item in row] for row in sheet.rows])
+    return ["", f"## {sheet.title}", "", sheet.note, "", *rows]
 
 
 def _rows(header: list[str], rows: list[list[str]]) -> list[str]:
@@ -144,6 +157,9 @@ def html(results: Results) -> str:
         power=power(results),
         entries=entries,
         more=more,
+        audit=audit_sheet(results, results.metrics),
+        more_audits=audit_sheet(results, results.audits.keys() - set(results.metrics)),
+        calibrations=calibration_sheets(results),
         score_plots={m: plots.score_plot(results, row) for m, row in entries.items() if any(e.score for e in row)},
         curves=[(arm, plot) for arm in results.arms if (plot := plots.curve_plot(results, arm, wide=wide)) is not None],
         wide=wide,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from alignlab.errors import InputError
+from alignlab.study.naming import Blind, audited, is_chance
 from alignlab.study.plan import MANIFEST
 from alignlab.study.state import FAILURE, METRICS, State, read_json, read_lines, state
 from alignlab.study.statistics import Pair
@@ -39,7 +40,16 @@ class CellResult:
 
     @cached_property
     def scores(self) -> dict[str, float]:
-        """Finite scores by metric."""
+        """Finite scores by metric; those of blind audits stand apart."""
+        return {name: value for name, value in self._finite.items() if audited(name) is None}
+
+    @cached_property
+    def blind(self) -> dict[Blind, float]:
+        """Finite scores of blind audits."""
+        return {audit: value for name, value in self._finite.items() if (audit := audited(name)) is not None}
+
+    @property
+    def _finite(self) -> dict[str, float]:
         scores = self.metrics.get("scores", {})
         return {name: value for name, value in scores.items() if value is not None and math.isfinite(value)}
 
@@ -95,6 +105,8 @@ class Results:
     starts: tuple[str, ...]
     seeds: tuple[int, ...]
     baseline: str
+    oracle: str | None
+    placebo: str | None
     headline: tuple[str, ...]
     notes: tuple[str, ...]
     cells: tuple[CellResult, ...]
@@ -116,6 +128,7 @@ class Results:
             cells.append(CellResult(**{**cell, "directory": place}, state=state(place, cell["digest"])))
         lists = {key: tuple(manifest[key]) for key in ("arms", "starts", "seeds", "notes")}
         texts = {key: manifest[key] for key in ("name", "description", "command", "baseline")}
+        texts |= {key: manifest.get(key) for key in ("oracle", "placebo")}
         return cls(directory, **texts, **lists, headline=tuple(manifest["metrics"]), cells=tuple(cells))
 
     @property
@@ -134,8 +147,23 @@ class Results:
 
     @property
     def metrics(self) -> list[str]:
-        """The metrics of the tables: the headline ones, else all."""
-        return list(self.headline) or self.all_metrics
+        """The metrics of the tables: the headline ones, else all but the levels of chance."""
+        return list(self.headline) or [metric for metric in self.all_metrics if not is_chance(metric)]
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """The arms that play a part, and which."""
+        parts = {self.baseline: "baseline", self.oracle: "oracle", self.placebo: "placebo"}
+        return {arm: part for arm, part in parts.items() if arm is not None}
+
+    @cached_property
+    def audits(self) -> dict[str, list[str]]:
+        """How each metric with a blind audit was blinded, the metrics of the tables first; chance needs no audit."""
+        audits: dict[str, list[str]] = {metric: [] for metric in self.metrics}
+        for metric, how in dict.fromkeys(audit for cell in self.finished for audit in cell.blind):
+            if not is_chance(metric):
+                audits.setdefault(metric, []).append(how)
+        return {metric: hows for metric, hows in audits.items() if hows}
 
     def of(self, arm: str) -> list[CellResult]:
         """The cells of an arm."""
@@ -148,6 +176,10 @@ class Results:
     def values(self, arm: str, metric: str) -> dict[Pair, float]:
         """A metric of an arm's finished cells."""
         return {cell.pair: cell.scores[metric] for cell in self.of(arm) if metric in cell.scores}
+
+    def blind(self, arm: str, audit: Blind) -> list[float]:
+        """A blind score of an arm's finished cells."""
+        return [cell.blind[audit] for cell in self.of(arm) if audit in cell.blind]
 
     def shown(self, arm: str) -> CellResult | None:
         """The finished cell that speaks for an arm in the gallery: of the first start, the first seed."""

@@ -11,7 +11,7 @@ Pair = tuple[str, int]
 
 
 class Interval(NamedTuple):
-    """A mean and the ends of its interval, which are None where a single value allows none."""
+    """A mean, or a ratio of means, and the ends of its interval, which are None where a single value allows none."""
 
     mean: float
     low: float | None
@@ -65,12 +65,22 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
         values: At least one; a single one has no interval.
         level: Share of intervals that hold the true mean, for normal values.
     """
-    sample = np.asarray(values, dtype=np.float64)
-    mean = float(sample.mean())
-    if len(sample) < 2:
+    mean, error = float(np.mean(values)), standard_error(values)
+    if error is None:
         return Interval(mean, None, None)
-    half = t_quantile((1 + level) / 2, len(sample) - 1) * float(sample.std(ddof=1)) / math.sqrt(len(sample))
+    half = t_quantile((1 + level) / 2, len(values) - 1) * error
     return Interval(mean, mean - half, mean + half)
+
+
+def standard_error(values: Sequence[float]) -> float | None:
+    """Standard error of the mean; None where a single value allows none.
+
+    0 where rounding alone makes values unequal: an error of 1e-17 would make anything certain.
+    """
+    if len(values) < 2:
+        return None
+    rounding = 1e-9 * float(np.abs(values).max())
+    return 0.0 if np.ptp(values) <= rounding else float(np.std(values, ddof=1)) / math.sqrt(len(values))
 
 
 def paired_differences(values: Mapping[Pair, float], baseline: Mapping[Pair, float]) -> list[float]:
@@ -84,6 +94,52 @@ def paired_difference(
     """Mean of the paired differences with its interval; None where no (start, seed) is common."""
     differences = paired_differences(values, baseline)
     return mean_interval(differences, level) if differences else None
+
+
+class Share(NamedTuple):
+    """How much of the way from a baseline to an oracle is gone, over the (start, seed) that all three have.
+
+    Args:
+        gap: Oracle minus baseline.
+        closed: (mean value - mean baseline) / gap; None where the interval of the gap does not exclude 0.
+        pairs: How many.
+    """
+
+    gap: Interval
+    closed: Interval | None
+    pairs: int
+
+
+def gap_share(
+    values: Mapping[Pair, float], baseline: Mapping[Pair, float], oracle: Mapping[Pair, float]
+) -> Share | None:
+    """The share of the gap that a value closes; None where no (start, seed) is common."""
+    common = {pair: baseline[pair] for pair in values.keys() & baseline.keys() & oracle.keys()}
+    if not common:
+        return None
+    parts, wholes = paired_differences(values, common), paired_differences(oracle, common)
+    return Share(mean_interval(wholes), ratio_interval(parts, wholes), len(common))
+
+
+def ratio_interval(parts: Sequence[float], wholes: Sequence[float], level: float = 0.95) -> Interval | None:
+    """Mean part / mean whole of pairs, with Fieller's interval (Fieller 1954, JRSS B 16, 175-185).
+
+    It holds the ratios r for which the t interval of ``part - r whole`` includes 0, so it keeps its level however near
+    to 0 the whole is, where dividing the ends of an interval does not. It is finite where the whole's own t interval
+    excludes 0.
+
+    Returns:
+        None where it is not finite.
+    """
+    part, whole = mean_interval(parts, level), mean_interval(wholes, level)
+    if not whole.excludes_zero:
+        return None
+    covariance = float(np.cov(parts, wholes)[0, 1]) / len(parts)
+    middle = part.mean * whole.mean - t_quantile((1 + level) / 2, len(parts) - 1) ** 2 * covariance
+    # r^2 (W^2 - w^2) - 2 r middle + (P^2 - p^2) <= 0, with p and w the half widths about the means P and W
+    square = whole.low * whole.high
+    root = math.sqrt(max(0.0, middle**2 - square * part.low * part.high))
+    return Interval(part.mean / whole.mean, (middle - root) / square, (middle + root) / square)
 
 
 def sign_flip_p(differences: Sequence[float]) -> float:

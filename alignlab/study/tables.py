@@ -4,13 +4,17 @@ from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from alignlab.study.calibration import gain
 from alignlab.study.comparison import Entry, bounds, compare, paired, score, setting, signed
 from alignlab.study.plan import Cell, Study
 from alignlab.study.results import Results
+from alignlab.study.sheets import Sheet
 
+TONES = {"": "", "right": "green", "wrong": "red"}
 COLORS = {"new": "default", "interrupted": "yellow", "failed": "red", "finished": "green"}
 
 
@@ -60,8 +64,26 @@ def score_table(results: Results) -> Table:
 def _difference(entry: Entry) -> Text:
     if entry.difference is None:
         return Text("")
-    style = "" if not entry.clear else "bold green" if entry.difference.mean > 0 else "bold magenta"
+    better = gain(entry.metric, entry.difference.mean) > 0
+    style = "" if not entry.clear else "bold green" if better else "bold magenta"
     return Text(f"{signed(entry.difference.mean)} {bounds(entry.difference)}", style)
+
+
+def sheet_table(sheet: Sheet) -> Table:
+    """A sheet in the terminal, its first two columns one below the other."""
+    table = Table(title=sheet.title, title_justify="left", box=SIMPLE_HEAD)
+    table.add_column(escape(", ".join(item.text for item in sheet.header[:2])), overflow="fold")
+    for head, *column in zip(sheet.header[2:], *(row[2:] for row in sheet.rows), strict=True):
+        widest = max(map(len, (*head.text.split(), *(item.text for item in column))))
+        table.add_column(escape(head.text), justify="right", max_width=widest)  # titles wrap, numbers do not
+    last = None
+    for metric, subject, *numbers in sheet.rows:
+        if metric != last:
+            table.add_row(Text(metric.text, "bold"))
+        words = Padding(Text(subject.text, TONES[subject.tone]), (0, 0, 0, 2))
+        table.add_row(words, *(Text(item.text) for item in numbers))
+        last = metric
+    return table
 
 
 def unfinished(results: Results) -> list[str]:

@@ -1,11 +1,13 @@
 """The lab's LLaVA without its training: configuration, word-level tokenizer, processor, random weights.
 
     python experiments/pretrain/architecture.py runs/architecture
+    python experiments/pretrain/architecture.py runs/architecture-large --large
 
-Its vision tower, projector and language model are then trained by experiments/pretrain/scenes_parts.yaml.
+Its vision tower, projector and language model are then trained by scenes_parts.yaml or scenes_large.yaml beside it.
 """
 
-import sys
+import argparse
+from dataclasses import dataclass
 
 import torch
 from tokenizers import Tokenizer, normalizers, pre_tokenizers
@@ -20,7 +22,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from alignlab.data.scenes.language import VOCABULARY
+from alignlab.data.scenes.lexicon import VOCABULARY
 
 SPECIAL = ("<pad>", "<unk>", "<s>", "</s>", "<image>")
 ROLES = ("user", "assistant", "system")
@@ -30,10 +32,32 @@ CHAT_TEMPLATE = (
     "{% if message['role'] == 'assistant' %} </s>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %} assistant :{% endif %}"
 )
-IMAGE_SIZE, PATCH_SIZE = 48, 8
 
 
-def make_processor() -> LlavaProcessor:
+@dataclass(frozen=True)
+class Shape:
+    """Sizes in pixels, widths and layers of the vision tower and the language model.
+
+    Args:
+        spread: Standard deviation of the random weights; the usual 0.02 is meant for widths of thousands.
+    """
+
+    image_size: int
+    patch_size: int
+    layers: int
+    heads: int
+    vision_dim: int
+    vision_inner: int
+    text_dim: int
+    text_inner: int
+    spread: float
+
+
+SMALL = Shape(48, 8, 3, 4, 64, 128, 64, 160, spread=0.08)
+LARGE = Shape(224, 16, 12, 8, 512, 2048, 640, 1728, spread=0.03)
+
+
+def make_processor(shape: Shape) -> LlavaProcessor:
     words = {word: index for index, word in enumerate(dict.fromkeys((*SPECIAL, *ROLES, *VOCABULARY)))}
     model = Tokenizer(WordLevel(words, unk_token="<unk>"))
     model.normalizer = normalizers.Lowercase()
@@ -48,7 +72,7 @@ def make_processor() -> LlavaProcessor:
         clean_up_tokenization_spaces=False,
     )
     pictures = CLIPImageProcessorPil(
-        size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+        size={"height": shape.image_size, "width": shape.image_size},
         do_center_crop=False,
         image_mean=[0.5] * 3,
         image_std=[0.5] * 3,
@@ -56,33 +80,33 @@ def make_processor() -> LlavaProcessor:
     return LlavaProcessor(
         pictures,
         tokenizer,
-        patch_size=PATCH_SIZE,
+        patch_size=shape.patch_size,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,  # the class token, which the strategy then drops
         chat_template=CHAT_TEMPLATE,
     )
 
 
-def make_config(tokenizer: PreTrainedTokenizerFast) -> LlavaConfig:
+def make_config(shape: Shape, tokenizer: PreTrainedTokenizerFast) -> LlavaConfig:
     vision = CLIPVisionConfig(
-        hidden_size=80,
-        intermediate_size=240,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        image_size=IMAGE_SIZE,
-        patch_size=PATCH_SIZE,
-        projection_dim=80,
-        initializer_range=0.08,
+        hidden_size=shape.vision_dim,
+        intermediate_size=shape.vision_inner,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        image_size=shape.image_size,
+        patch_size=shape.patch_size,
+        projection_dim=shape.vision_dim,
+        initializer_range=shape.spread,
     )
     text = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=96,
-        intermediate_size=256,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=4,
+        hidden_size=shape.text_dim,
+        intermediate_size=shape.text_inner,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.heads,
         max_position_embeddings=512,
-        initializer_range=0.08,  # 0.02 is meant for widths of thousands; at 96 it starts nearly blind
+        initializer_range=shape.spread,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -94,19 +118,25 @@ def make_config(tokenizer: PreTrainedTokenizerFast) -> LlavaConfig:
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         vision_feature_select_strategy="default",
         vision_feature_layer=-1,
-        image_seq_length=(IMAGE_SIZE // PATCH_SIZE) ** 2,
+        image_seq_length=(shape.image_size // shape.patch_size) ** 2,
         tie_word_embeddings=False,
     )
 
 
-def main(folder: str) -> None:
-    processor = make_processor()
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write the lab's untrained model.")
+    parser.add_argument("folder")
+    parser.add_argument("--large", action="store_true", help="about 100 million parameters, for a GPU")
+    arguments = parser.parse_args()
+    shape = LARGE if arguments.large else SMALL
+    processor = make_processor(shape)
     torch.manual_seed(0)
-    model = LlavaForConditionalGeneration(make_config(processor.tokenizer))
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    print(f"{folder}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(processor.tokenizer)} words")
+    model = LlavaForConditionalGeneration(make_config(shape, processor.tokenizer))
+    model.save_pretrained(arguments.folder)
+    processor.save_pretrained(arguments.folder)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{arguments.folder}: {count:,} parameters, {len(processor.tokenizer)} words")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

@@ -4,6 +4,7 @@ import pickle
 import re
 import zlib
 from collections import Counter, defaultdict
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -30,9 +31,9 @@ def test_an_example_is_the_same_in_any_order():
 def test_an_example_is_the_same_in_every_process():
     """Python's own hash of a text would differ; a change here changes every experiment."""
     example = Scenes().examples("test")[0]
-    assert example.captions[0] == "a small black diamond left of a large yellow cross ."
-    assert example.questions[0].text == "is there a black circle ?"
-    assert zlib.crc32(np.asarray(example.images[0]).tobytes()) == 3408132110
+    assert example.captions[0] == "a small yellow circle left of a large green cross above a small cyan triangle ."
+    assert example.questions[0].text == "is there a green cross ?"
+    assert zlib.crc32(np.asarray(example.images[0]).tobytes()) == 3569797394
 
 
 def test_workers_do_not_change_the_examples():
@@ -66,19 +67,23 @@ def test_tasks_choose_the_conversation_and_nothing_else():
 def test_supplied_fields_are_filled():
     examples = list(Scenes(num_train=500).examples("train"))
     assert all(getattr(example, name) for example in examples for name in Scenes.supplies)
+    assert {len(example.boxes) for example in examples} == {1, 2, 3}
+    for example in examples:
+        words = example.conversation[-1].content[0].split()
+        assert len(words) == len(example.roles) == len(example.points)
     assert len({example.id for example in examples}) == len(examples)
 
 
 def test_splits_share_no_scene_across_seeds():
-    sizes = {"num_train": 2500, "num_val": 1000, "num_test": 1000}
+    sizes = {"num_train": 2500, "num_val": 1000, "num_test": 1000, "num_compositional": 1000}
     forms = defaultdict(set)
     for seed in (0, 1):
         data = Scenes(seed=seed, num_objects=(1, 2), **sizes)
-        for split in ("train", "val", "test"):
+        for split in ("train", "val", "test", "compositional"):
             for example in data.examples(split):
                 forms[split].add(tuple(thing[:5] for thing in example.truth["scene"].things))
-    assert all(not forms[a] & forms[b] for a, b in (("train", "val"), ("train", "test"), ("val", "test")))
-    assert min(len(forms[split]) for split in ("train", "val", "test")) > 800
+    assert all(not forms[a] & forms[b] for a, b in combinations(forms, 2))
+    assert min(map(len, forms.values())) > 800
 
 
 def test_split_is_blind_to_rendering_and_order():
@@ -151,13 +156,14 @@ def test_every_object_looks_different():
     [
         ({"num_objects": (0, 3)}, "num_objects"),
         ({"num_objects": (3, 2)}, "num_objects"),
-        ({"num_objects": (1, 5)}, "num_objects"),
+        ({"num_objects": (1, 7)}, "num_objects"),
         ({"image_size": 50}, "48 would do"),
         ({"image_size": 0}, "24 would do"),
         ({"tasks": ()}, "tasks"),
         ({"tasks": ("captions",)}, "'captions'"),
         ({"tasks": "caption"}, "tasks"),
         ({"num_val": 0}, "num_val = 0"),
+        ({"num_compositional": 0}, "num_compositional = 0"),
         ({"batch_size": 0}, "batch_size"),
     ],
 )
@@ -172,12 +178,22 @@ def prompt_and_answer(example) -> tuple[str, str]:
     return user.content[1], assistant.content[0]
 
 
-def test_the_text_task_shows_no_picture_in_the_conversation():
-    examples = Scenes(tasks=("text",), num_train=50).examples("train")
-    prompts = set()
-    for example in examples:
-        user, assistant = example.conversation
-        prompts.add(user.content == (CAPTION_PROMPT,))
-        assert all(isinstance(part, str) for part in user.content) and assistant.content[0]
-        assert len(example.images) == 1  # of the query
-    assert prompts == {True, False}  # captions and answers both occur
+def test_tasks_without_pictures_show_none():
+    kinds = Counter()
+    for text, reading in zip(
+        *(Scenes(tasks=(task,)).examples("train")[:300] for task in ("text", "reading")), strict=True
+    ):
+        for example in (text, reading):
+            ((asked,), (told,)) = (turn.content for turn in example.conversation)
+            assert isinstance(asked, str) and isinstance(told, str)
+            assert len(example.images) == 1  # of the query
+        assert reading.conversation == reading.text
+        assert text.conversation[0].content[0] in (CAPTION_PROMPT, *(question.text for question in text.questions))
+        kinds["caption" if text.conversation[0].content[0] == CAPTION_PROMPT else "question"] += 1
+    assert min(kinds["caption"], kinds["question"]) > 100
+
+
+def test_a_task_named_twice_comes_twice_as_often():
+    examples = Scenes(tasks=("caption", "question", "question")).examples("train")[:900]
+    captions = sum(example.conversation[0].content[1] == CAPTION_PROMPT for example in examples)
+    assert 250 < captions < 350

@@ -6,8 +6,14 @@ import pytest
 import torch
 from torchmetrics.functional.retrieval import retrieval_hit_rate
 
+from alignlab.batch import Example, Question
+from alignlab.evaluation.asking import Asked
+from alignlab.evaluation.base import phrased, tidy
 from alignlab.evaluation.caption import picked
-from alignlab.evaluation.retrieval import wrong_ahead
+from alignlab.evaluation.composition import wins
+from alignlab.evaluation.pope import judge_answers, measures, says_yes
+from alignlab.evaluation.retrieval import right_pairs, wrong_ahead
+from alignlab.functional import normalize
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -77,3 +83,93 @@ def test_recall_agrees_with_recorded_outputs_of_unime():
     for k in (1, 3, 5):
         for name, value in recalls(images @ texts.T, torch.arange(30) // 5, k).items():
             assert value == pytest.approx(case["expected"][name], abs=1e-6)
+
+
+def test_several_captions_and_groups_make_right_pairs():
+    # Three pictures with 2, 1 and 2 captions; the last caption is the first one again; the last two are of one group.
+    examples = [Example("a"), Example("b", group="g"), Example("c", group="g")]
+    right = right_pairs(examples, counts=[2, 1, 2], rows=[0, 1, 2], columns=[0, 1, 2, 3, 0])
+    assert right.int().tolist() == [[1, 1, 0, 0], [1, 0, 1, 1], [1, 0, 1, 1]]
+
+
+def test_a_caption_takes_the_place_of_the_target_s_own():
+    def content(*target, captions=("old", "older")):
+        return phrased(Example("x", target=target, captions=captions), "new")
+
+    assert content("old", "summarize :") == ("new", "summarize :")
+    assert content("summarize :", "older") == ("summarize :", "new")
+    assert content("unknown", "summarize :") == ("new", "summarize :")
+    assert content(Path("x.png")) == ("new",) and content() == ("new",)
+    assert content(Path("x.png"), "old") == (Path("x.png"), "new")
+
+
+def test_synonyms_are_whole_words():
+    synonyms = {"crimson": "red", "box": "square"}
+    assert tidy(" A  Crimson box, boxes.") == "a crimson box, boxes."
+    assert tidy(" A  Crimson box, boxes.", synonyms) == "a red square, boxes."
+
+
+def test_margins_within_rounding_are_ties():
+    assert wins(torch.tensor([2e-3, -2e-3, 5e-5, -5e-5, 0.0]), 1e-4) == [1.0, 0.0, 0.5, 0.5, 0.5]
+
+
+def test_composition_agrees_with_recorded_outputs_of_sugar_crepe(golden):
+    record = golden("localization_rl_metrics/sugarcrepe")
+    image, true, false = (
+        normalize(torch.tensor(record["inputs"][f"{side}_emb"])) for side in ("image", "positive", "negative")
+    )
+    won = torch.tensor(wins((image * (true - false)).sum(1), 1e-6))
+    start = 0
+    for kind in record["inputs"]["order"]:
+        size = record["inputs"]["category_sizes"][kind]
+        part, start = won[start : start + size], start + size
+        assert part.mean().item() == pytest.approx(record["derived_not_official"]["tie_counts_half"][kind])
+        # The authors count ties as wrong, CLIP_benchmark counts them as right.
+        assert (part == 1).double().mean().item() == pytest.approx(record["expected"]["official"][kind])
+        lenient = record["expected"]["clip_benchmark"][kind]["text_acc"]
+        assert (part >= 0.5).double().mean().item() == pytest.approx(lenient)
+
+
+class TestPOPE:
+    def test_answers_are_read_as_by_the_authors_script(self, golden):
+        for case in golden("preference/pope_metrics")["cases"]:
+            said = [says_yes(answer) for answer in case["inputs"]["answers"]]
+            assert ["yes" if yes else "no" for yes in said] == case["expected"]["predictions"]
+            found = measures([label == "yes" for label in case["inputs"]["labels"]], said)
+            if case["expected"]["official_raises"] is None:
+                assert found == pytest.approx({name: case["expected"][name] for name in found})
+            else:  # the authors' script divides by zero
+                assert found == {"accuracy": 0.5, "precision": 0.0, "recall": 0.0, "f1": 0.0, "yes_ratio": 0.0}
+
+    def test_measures_on_paper(self):
+        # Said yes to 3, of which 2 are there; 4 are there.
+        truth, said = [True] * 4 + [False] * 2, [True, True, False, False, True, False]
+        expected = {"accuracy": 1 / 2, "precision": 2 / 3, "recall": 1 / 2, "f1": 4 / 7, "yes_ratio": 1 / 2}
+        assert measures(truth, said) == pytest.approx(expected)
+        assert measures([False], [False]) == {"accuracy": 1, "precision": 0, "recall": 0, "f1": 0, "yes_ratio": 0}
+
+    ASKED = [
+        Asked(f"{example}-{kind}", Example(example), Question(kind, yes if kind == "present" else no, kind))
+        for example, kinds, yes, no in (
+            ("a", ("present", "random", "popular"), "yes", "no"),
+            ("b", ("present", "random"), "yes", "no"),
+            ("c", ("present", "popular"), "ja", "nein"),
+        )
+        for kind in kinds
+    ]
+
+    def test_a_split_is_its_absent_objects_and_the_present_ones_of_the_same_examples(self):
+        #      a: present random popular  b: present random  c: present popular
+        outputs = ["yes", "no", "yes", "No, none.", "yes", "yes, there is", "no"]
+        scores = judge_answers(self.ASKED, outputs)
+        # random: a and b, right are a's two, of four; popular: a and c, wrong is a's popular one.
+        assert scores["random_accuracy"] == 0.5 and scores["popular_accuracy"] == 0.75
+        assert scores["random_yes_ratio"] == 0.5 and scores["popular_yes_ratio"] == 0.75
+        assert scores["random_f1"] == 0.5 and scores["popular_f1"] == pytest.approx(0.8)
+        assert scores["accuracy"] == 0.625 and scores["f1"] == pytest.approx(0.65)
+        assert scores["unparsed"] == 0.0 and not any(name.startswith("adversarial") for name in scores)
+
+    def test_yes_and_no_of_another_language_are_those_of_its_answers(self):
+        outputs = ["yes", "no", "no", "ja", "Nein .", "ja", "nein"]
+        assert judge_answers(self.ASKED, outputs)["accuracy"] == 1.0
+        assert judge_answers(self.ASKED, ["?"] * 5 + ["YES", "Yes."])["unparsed"] == 5 / 7

@@ -83,6 +83,48 @@ BAD = {
     ),
     "evaluator": ({"evaluators": ["Retreival"]}, ["evaluators.0: there is no evaluator", "did you mean 'Retrieval'"]),
     "evaluator twice": ({"evaluators": ["Retrieval", "Retrieval"]}, ["evaluators.1", "retrieval", "evaluators.0"]),
+    "label twice": (
+        {"evaluators": [{"class_path": "VQAAccuracy", "init_args": {"label": "caption"}}, "CaptionAccuracy"]},
+        ["evaluators.1: its scores would be called caption, as those of evaluators.0", "label"],
+    ),
+    "evaluator's own data": (
+        {
+            "evaluators": [{"class_path": "VQAAccuracy", "init_args": {"data": "Scens"}}],
+            "data": {"class_path": "LlavaJson", "init_args": {"path": "a", "image_folder": "b"}},
+        },
+        ["evaluators.0.init_args.data: there is no data module 'Scens'", "did you mean 'Scenes'"],
+    ),
+    "argument of an evaluator's own data": (
+        {
+            "evaluators": [
+                {
+                    "class_path": "VQAAccuracy",
+                    "init_args": {"data": {"class_path": "Scenes", "init_args": {"num_tests": 1}}},
+                }
+            ]
+        },
+        ["evaluators.0.init_args.data.init_args.num_tests: Scenes has no argument", "'num_test'"],
+    ),
+    "requires of an evaluator with data of its own": (
+        {
+            "evaluators": [
+                {
+                    "class_path": "VQAAccuracy",
+                    "init_args": {
+                        "data": {"class_path": "LlavaPairs", "init_args": {"path": "a", "image_folder": "b"}}
+                    },
+                }
+            ],
+        },
+        ["evaluators.0: VQAAccuracy requires questions, but data LlavaPairs supplies", "lacks questions"],
+    ),
+    "split that the data lack": (
+        {
+            "evaluators": [{"class_path": "CaptionAccuracy", "init_args": {"split": "compositional"}}],
+            "data": {"class_path": "LlavaPairs", "init_args": {"path": "a", "image_folder": "b"}},
+        },
+        ["evaluators.0.init_args.split: there is no compositional split", "LlavaPairs has only train, val, test"],
+    ),
     "adapter": ({"adapter": "LoRa"}, ["adapter: there is no adapter 'LoRa'", "Full"]),
     "checkpoint": ({"backbone": {"path": "scenes-part"}}, ["backbone.path", "did you mean 'scenes-parts'"]),
     "checkpoint to take from": (

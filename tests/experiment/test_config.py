@@ -32,7 +32,11 @@ FULL = {
         "max_steps": 3,
         "callbacks": [{"class_path": "EarlyStopping", "init_args": {"monitor": "val/loss"}}],
     },
-    "evaluators": ["CaptionAccuracy", {"class_path": "Retrieval", "init_args": {"num_examples": 8}}],
+    "evaluators": [
+        "CaptionAccuracy",
+        {"class_path": "Retrieval", "init_args": {"num_examples": 8}},
+        {"class_path": "CaptionAccuracy", "init_args": {"data": "Scenes", "label": "other", "split": "compositional"}},
+    ],
     "stages": {"first": {"objective": "MLE", "adapter": None}},
 }
 
@@ -83,6 +87,14 @@ class TestResolving:
         assert of() == of(wandb={"mode": "disabled", "tags": ["x"]})
         assert of(stages={"a": {}}) == of(stages={"a": {"wandb": {"group": "g"}}})
         assert len({of(), of(seed=1), of(stages={"a": {}}), of(optimization={"lr": 2e-3})}) == 4
+
+    def test_an_evaluator_s_own_data_are_stated_whole_and_part_of_the_digest(self):
+        def of(**own):
+            data = {"class_path": "Scenes", "init_args": own}
+            return resolve(PLAIN | {"evaluators": [{"class_path": "CaptionAccuracy", "init_args": {"data": data}}]})
+
+        assert of(num_test=8)["evaluators"][0]["init_args"]["data"]["init_args"]["batch_size"] == 64
+        assert len({digest(of(num_test=8)), digest(of(num_test=9)), digest(resolve(PLAIN))}) == 3
 
     def test_it_takes_milliseconds_once_libraries_are_loaded(self):
         resolve(FULL)
@@ -169,9 +181,12 @@ class TestObjects:
         config = resolve(FULL | {"backbone": {"max_length": 64}})
         experiment = instantiate(config)
         assert experiment.requires == ("conversation", "query", "target")
-        assert experiment.data.num_objects == (1, 2) and experiment.data.sizes["train"] == 128
+        assert experiment.data.world.num_objects == (1, 2) and experiment.data.sizes["train"] == 128
         assert experiment.adapter.parts == ("vision_tower", "projector", "language_model")
-        assert [evaluator.name for evaluator in experiment.evaluators] == ["caption", "retrieval"]
+        assert [evaluator.label for evaluator in experiment.evaluators] == ["caption", "retrieval", "other"]
+        own = experiment.evaluators[2].data
+        assert type(own) is type(experiment.data) and own.sizes["train"] == 20000 and own is not experiment.data
+        assert [evaluator.data for evaluator in experiment.evaluators[:2]] == [None, None]
         assert experiment.evaluators[1].num_examples == 8
         assert experiment.optimization.part_lr == {"projector": 1e-05} and experiment.optimization.betas == (0.9, 0.999)
         assert experiment.trainer["max_steps"] == 3 and experiment.trainer["callbacks"][0].monitor == "val/loss"

@@ -67,6 +67,18 @@ def test_a_run_directory_is_complete(config, tmp_path):
     AutoModelForImageTextToText.from_pretrained(folder / "backbone")
 
 
+def test_two_evaluators_of_one_class_judge_two_data_sets_side_by_side(config, tmp_path):
+    own = {"class_path": "Scenes", "init_args": {"num_test": 3, "seed": 1}}
+    settings = {"max_new_tokens": 3, "num_pictures": 1, "data": own, "label": "elsewhere"}
+    other = {"class_path": "CaptionAccuracy", "init_args": settings}
+    scores = run(
+        resolve({**config, "trainer": {"max_steps": 1}, "evaluators": [other, *config["evaluators"]]}), tmp_path
+    )
+    assert {"elsewhere/exact", "caption/exact"} <= set(scores["scores"])
+    assert [len(lines(tmp_path / "items" / f"{name}.jsonl")) for name in ("elsewhere", "caption")] == [3, 4]
+    assert lines(tmp_path / "items" / "elsewhere.jsonl")[0]["picture"] == "pictures/elsewhere-0.png"
+
+
 def test_training_changes_the_weights_and_the_seed_changes_training(config, tmp_path, tiny_path):
     for seed in (0, 1):
         run(resolve({**config, "seed": seed, "evaluators": []}), tmp_path / str(seed))
@@ -243,6 +255,27 @@ def interrupt(progress):
         ),
         ({"backbone": {"max_length": -5}}, "max_length must be at least 1"),
         ({"objective": "InfoNCE", "backbone": {"max_length": 44}}, "would cut a content of 48 tokens"),
+        ({"evaluators": ["LocalizationError"]}, "LocalizationError needs a backbone that points"),
+        ({"evaluators": [{"class_path": "Retrieval", "init_args": {"label": "a/b"}}]}, "its label names files"),
+        (
+            {
+                "data": {"class_path": "Scenes", "init_args": {"tasks": ["caption"]}},
+                "evaluators": ["Retrieval"],
+                "backbone": {"max_length": 47},
+            },
+            "would cut a content of 48 tokens",
+        ),
+        (
+            {
+                "evaluators": [
+                    {
+                        "class_path": "Retrieval",
+                        "init_args": {"data": {"class_path": "Scenes", "init_args": {"image_size": 50}}},
+                    }
+                ]
+            },
+            "multiple of 24",
+        ),
     ],
 )
 def test_what_can_be_known_beforehand_leaves_no_directory(config, tmp_path, changes, message):

@@ -81,7 +81,9 @@ def test_the_step_equals_plain_autograd(tiny_backbone64):
     twin.loss(twin.backbone.encoder.batch([split[i] for i in range(24)], twin.requires)).mean.backward()
     for name, parameter in twin.named_parameters():
         if parameter.grad is not None:
-            torch.testing.assert_close(seen[name], parameter.grad, rtol=1e-5, atol=1e-9)
+            torch.testing.assert_close(
+                seen[name], parameter.grad, rtol=1e-5, atol=1e-8
+            )  # the model's norms round to float32
 
 
 def test_clipping_sees_the_rescaled_gradient(tiny_backbone64):
@@ -149,11 +151,9 @@ def test_bad_learning_rates_are_refused():
 
 def test_an_objective_that_requires_more_than_the_data_supply_is_refused(tiny_backbone):
     class Picky(MLE):
-        requires = ("conversation", "rejected")
+        requires = ("conversation", "reward")
 
-    with pytest.raises(
-        InputError, match="Picky requires conversation, rejected, but Scenes supplies .* lacks rejected"
-    ):
+    with pytest.raises(InputError, match="Picky requires conversation, reward, but Scenes supplies .* lacks reward"):
         fit(Picky(tiny_backbone))
 
 

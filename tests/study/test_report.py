@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from records import write_cell
 from rich.console import Console
 
 from alignlab.errors import InputError
@@ -16,24 +17,6 @@ from alignlab.study.report import html, markdown, report
 from alignlab.study.results import Results
 
 SCORES = {"MLE": (0.5, 0.6, 0.7), "own": (0.6, 0.7, 0.83)}
-
-
-def write_cell(directory: Path, value: float, **metrics: Any) -> None:
-    """A finished run."""
-    (directory / "items").mkdir(parents=True)
-    (directory / "pictures").mkdir()
-    result = {
-        "config_hash": directory.name,
-        "scores": {"caption/exact": value, "vqa/accuracy": 0.5},
-        "parameters": {"total": 2000, "trained": 1000},
-        "steps": 20,
-        "samples": 1280,
-        "seconds": {"fit": 30.0, "evaluate": 3.0},
-    }
-    (directory / "metrics.json").write_text(json.dumps(result | metrics))
-    lines = [{"step": step, "train/loss": 3.0 / step} for step in (10, 20)] + [{"step": 20, "val/loss": 0.2}]
-    (directory / "curve.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (directory / "versions.json").write_text(json.dumps({"python": "3.11.7", "packages": {"torch": "2.13.0"}}))
 
 
 def write_item(directory: Path, id: str, output: str, reference: str = "a red square") -> None:

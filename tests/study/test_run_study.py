@@ -79,3 +79,20 @@ def test_nothing_starts_where_a_cell_is_wrong(study):
     with pytest.raises(InputError, match="did you mean 'max_steps'"):
         run_study(study, dry_run=True, overrides=["trainer.max_step=3"])
     assert not (study.parent / "runs").exists()
+
+
+OWN = """
+from alignlab.objectives import MLE
+
+
+class Own(MLE):
+    pass
+"""
+
+
+def test_an_objective_of_ones_own_runs_in_a_study(study, tiny_path):
+    """A cell's process finds the same digest as the one that planned it, though it has imported nothing yet."""
+    (study.parent / "own_objective.py").write_text(OWN)
+    study.write_text(SHORT.format(path=tiny_path).replace("objective: InfoNCE", "objective: own_objective.Own"))
+    assert run_study(study) == 0
+    assert len(list((study.parent / "runs/mine/cells").glob("InfoNCE/*/metrics.json"))) == 1

@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 
 from alignlab.study.statistics import (
+    gap_share,
     mean_interval,
     paired_difference,
     paired_differences,
+    ratio_interval,
     sign_flip_p,
     smallest_sign_flip_p,
+    standard_error,
     t_quantile,
 )
 
@@ -73,6 +76,62 @@ def test_only_common_starts_and_seeds_are_compared():
     values, baseline = {("a", 0): 1.0, ("a", 1): 5.0}, {("a", 0): 0.25, ("b", 1): 7.0}
     assert paired_differences(values, baseline) == [0.75]
     assert paired_difference(values, {("c", 0): 1.0}) is None
+
+
+def test_differences_that_rounding_alone_makes_unequal_are_equal():
+    values, baseline = {("a", 0): 0.7, ("a", 1): 0.8, ("a", 2): 0.9}, {("a", 0): 0.3, ("a", 1): 0.4, ("a", 2): 0.5}
+    assert len({values[pair] - baseline[pair] for pair in values}) == 2
+    assert standard_error(paired_differences(values, baseline)) == 0
+    assert not paired_difference(values, baseline).excludes_zero
+
+
+def test_standard_error_by_hand():
+    assert standard_error([1.0, 2.0, 3.0]) == pytest.approx(1 / math.sqrt(3))
+    assert standard_error([1.0]) is None
+
+
+def test_ratio_interval_by_hand():
+    # All variances and the covariance are 1, so t^2 / n = 4.3027^2 / 3 = 6.1710; Fieller's quadratic is
+    # r^2 (100 - 6.1710) - 2 r (20 - 6.1710) + (4 - 6.1710) = 0, whose roots are (13.8290 -+ 19.8732) / 93.8290.
+    assert ratio_interval([1.0, 2.0, 3.0], [9.0, 10.0, 11.0]) == pytest.approx((0.2, -0.06442, 0.35919), abs=2e-5)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_at_the_ends_of_a_ratio_interval_part_minus_ratio_times_whole_just_reaches_zero(sign):
+    parts, wholes = np.random.default_rng(1).normal([1, 4], 0.5, size=(6, 2)).T * [[1], [sign]]
+    ratio, *ends = ratio_interval(parts, wholes)
+    assert ends[0] < ratio < ends[1] and ratio == pytest.approx(parts.mean() / wholes.mean())
+    for end in ends:
+        _, low, high = mean_interval(parts - end * wholes)
+        assert min(abs(low), abs(high)) == pytest.approx(0, abs=1e-12)
+
+
+def test_ratio_intervals_hold_their_level_where_the_whole_is_small():
+    # of mean 4 standard errors, so that a part over a whole is far from normal; without a finite interval nothing fails
+    pairs = np.random.default_rng(0).normal([1, 2], 1, size=(4000, 4, 2))
+    held = [found is None or found.low < 0.5 < found.high for found in (ratio_interval(*pair.T) for pair in pairs)]
+    assert 0.95 - 3 * math.sqrt(0.95 * 0.05 / 4000) <= np.mean(held)
+
+
+@pytest.mark.parametrize("wholes", [[-1.0, 0.0, 1.1], [0.5, 0.5, 0.5], [0.0, 0.0, 0.0]])
+def test_a_whole_that_is_not_known_to_differ_from_zero_has_no_ratio(wholes):
+    assert ratio_interval([1.0, 2.0, 3.0], wholes) is None
+    assert ratio_interval([1.0], [2.0]) is None
+
+
+def test_the_baseline_closes_nothing_of_the_gap_and_the_oracle_all():
+    baseline, oracle = {("a", 0): 0.3, ("a", 1): 0.5}, {("a", 0): 0.7, ("a", 1): 0.91}
+    assert gap_share(baseline, baseline, oracle).closed == pytest.approx((0, 0, 0), abs=1e-12)
+    assert gap_share(oracle, baseline, oracle).closed == pytest.approx((1, 1, 1))
+
+
+def test_the_gap_is_that_of_the_starts_and_seeds_that_all_three_have():
+    baseline = {("a", 0): 0.3, ("a", 1): 0.5, ("a", 2): 0.0}
+    oracle = {("a", 0): 0.7, ("a", 1): 0.91, ("b", 2): 1.0}
+    share = gap_share({("a", 0): 0.5, ("a", 1): 0.705, ("a", 2): 1.0, ("b", 2): 1.0}, baseline, oracle)
+    assert share.pairs == 2 and share.gap.mean == pytest.approx(0.405)
+    assert share.closed == pytest.approx((0.5, 0.5, 0.5))
+    assert gap_share({("c", 0): 0.5}, baseline, oracle) is None
 
 
 def test_sign_flip_by_hand():

@@ -1,47 +1,60 @@
-"""Scenes: the lab's world as a data set, made on access and the same for the same (seed, split, index)."""
+"""Scenes: the lab as a data set whose phenomena can be turned up and down."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from random import Random
+from collections.abc import Sequence
 from typing import ClassVar, Literal, get_args
 
-from alignlab.batch import Content, Example, Turn
 from alignlab.data.base import AlignmentData, Split
-from alignlab.data.scenes import language
-from alignlab.data.scenes.picture import render
-from alignlab.data.scenes.questions import ask
-from alignlab.data.scenes.world import COLORS, MAX_OBJECTS, SHAPES, SIZES, draw, pick
+from alignlab.data.scenes.corruption import NoiseSource
+from alignlab.data.scenes.language import CAPTION_PROMPT, RELATIONS
+from alignlab.data.scenes.lexicon import PLAIN, canonical, invented
+from alignlab.data.scenes.making import SceneExamples, Task, Telling, World
+from alignlab.data.scenes.photographs import read_backgrounds
+from alignlab.data.scenes.picture import Rendering
+from alignlab.data.scenes.world import COLORS, MAX_OBJECTS, SHAPES, SIZES
 from alignlab.errors import InputError
 
-Task = Literal["caption", "question", "text"]
+SYNONYMS = {"plain": (0.0, 0.0), "synonyms": (0.5, 0.5), "rare": (0.05, 0.5)}
+"""Share of visual words said by their synonym: in training, and in the other splits."""
 
 
 class Scenes(AlignmentData):
     """Coloured shapes on a grid, with captions, false captions and questions whose truth is known.
 
-    The splits share no arrangement of objects, whatever their seeds.
+    The splits share no arrangement of objects, whatever their seeds, and ``compositional`` shows pairs of shape and
+    colour that no other split shows or mentions. What corrupts or biases (``caption_length``, ``caption_noise``,
+    ``filler``, ``duplicates``, ``co_occurrence``) does so in training alone: the other splits hold the truth.
 
     Args:
         seed: Another seed, other scenes.
-        num_train: Training examples.
+        num_train: Training examples; a small number is memorised.
         num_val: Validation examples.
         num_test: Test examples.
-        num_objects: The fewest and the most objects of a scene, within 1 and 4.
+        num_compositional: Examples of what is held out.
+        num_objects: The fewest and the most objects of a scene, within 1 and 6.
         image_size: Height and width of the pictures in pixels, a multiple of 24.
-        tasks: What the conversations are about; each example has one of them. ``text`` is a caption or an answer
-            without the picture, for training a language model alone.
+        tasks: What the conversations are about; each example has one of them, one named twice comes twice as often.
+            For a language model alone, without the picture: ``text`` is a caption or an answer, ``reading`` an answer
+            that stands in a caption.
+        caption_length: ``long`` tells every object; ``short`` tells one, without its size.
+        caption_noise: In [0, 1], share of a caption's words for shape, colour and size that are replaced by wrong ones.
+        noise_source: The wrong words are any, or those that are usual in a biased world (see ``co_occurrence``).
+        filler: In [0, 1], how often words that do not speak of the picture precede a caption, or follow an object.
+        duplicates: In [0, 1], share of examples that are near-duplicates of 8 scenes, told by any of their captions.
+        co_occurrence: In [0, 1], how often objects have their shape's usual colour and size, and the usual companions.
+        vocabulary: ``plain``; or visual words said by a synonym half of the time, which with ``rare`` comes only 1 time
+            in 20 in training.
+        language: English, an invented one, or in training each example in one or the other.
+        rendering: ``textured`` fills shapes with patterns and hides parts; ``photographs`` draws over photographs.
+        backgrounds: The folder of the photographs.
         batch_size: Examples a process and micro-batch.
         num_workers: Processes that make and encode examples; 0 works in the training process.
     """
 
-    supplies: ClassVar[tuple[str, ...]] = ("conversation", "query", "target", "negatives", "captions", "questions")
-
-    attributes: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "shape": SHAPES,
-        "color": COLORS,
-        "size": SIZES,
-        "relation": tuple(relation.split()[0] for relation in language.RELATIONS),
-    }
+    supplies: ClassVar[tuple[str, ...]] = (
+        *("conversation", "query", "target", "negatives", "captions", "foils", "questions", "existence"),
+        *("text", "rejected", "boxes", "roles", "points", "group"),
+    )
+    splits: ClassVar[tuple[Split, ...]] = ("train", "val", "test", "compositional")
 
     def __init__(
         self,
@@ -50,25 +63,46 @@ class Scenes(AlignmentData):
         num_train: int = 20000,
         num_val: int = 512,
         num_test: int = 512,
+        num_compositional: int = 512,
         num_objects: tuple[int, int] = (1, 3),
         image_size: int = 48,
         tasks: tuple[Task, ...] = ("caption", "question"),
+        caption_length: Literal["long", "short"] = "long",
+        caption_noise: float = 0.0,
+        noise_source: NoiseSource = "uniform",
+        filler: float = 0.0,
+        duplicates: float = 0.0,
+        co_occurrence: float = 0.0,
+        vocabulary: Literal["plain", "synonyms", "rare"] = "plain",
+        language: Literal["english", "invented", "both"] = "english",
+        rendering: Rendering = "flat",
+        backgrounds: str | None = None,
         batch_size: int = 64,
         num_workers: int = 0,
     ) -> None:
         super().__init__(batch_size=batch_size, num_workers=num_workers)
-        self.sizes: dict[Split, int] = {"train": num_train, "val": num_val, "test": num_test}
-        _check(self.sizes, num_objects, image_size, tasks)
-        self.seed = seed
-        self.num_objects = tuple(num_objects)
-        self.image_size = image_size
-        self.tasks = tuple(tasks)
+        sizes = {"train": num_train, "val": num_val, "test": num_test, "compositional": num_compositional}
+        self.sizes: dict[Split, int] = sizes
+        _check_sizes(sizes, num_objects, image_size)
+        _check_shares({"caption_noise": caption_noise, "filler": filler})
+        _check_shares({"duplicates": duplicates, "co_occurrence": co_occurrence})
+        _check_choices(tasks, rendering, backgrounds, image_size)
+        self.world = World(seed, tuple(num_objects), image_size, rendering, backgrounds, duplicates, co_occurrence)
+        self.telling = Telling(
+            tuple(tasks), caption_length, caption_noise, noise_source, filler, SYNONYMS[vocabulary], language
+        )
+        voice = invented() if language == "invented" else PLAIN
+        self.caption_prompt = voice.say(CAPTION_PROMPT)
+        self.canonical = {} if vocabulary == "plain" else canonical()
+        relations = tuple(relation.split()[0] for relation in RELATIONS)
+        words = {"shape": SHAPES, "color": COLORS, "size": SIZES, "relation": relations}
+        self.attributes = {kind: tuple(map(voice.say, each)) for kind, each in words.items()}
 
-    def examples(self, split: Split) -> "SceneExamples":
-        return SceneExamples(self.seed, split, self.sizes[split], self.num_objects, self.image_size, self.tasks)
+    def examples(self, split: Split) -> SceneExamples:
+        return SceneExamples(self.world, self.telling, split, self.sizes[split])
 
 
-def _check(sizes: dict[Split, int], num_objects: Sequence[int], image_size: int, tasks: Sequence[str]) -> None:
+def _check_sizes(sizes: dict[str, int], num_objects: Sequence[int], image_size: int) -> None:
     if min(sizes.values()) < 1:
         given = ", ".join(f"num_{split} = {size}" for split, size in sizes.items())
         raise InputError(f"Scenes needs at least one example in each split, got {given}")
@@ -80,57 +114,21 @@ def _check(sizes: dict[Split, int], num_objects: Sequence[int], image_size: int,
     if image_size < 24 or image_size % 24:
         near = max(round(image_size / 24), 1) * 24
         raise InputError(f"Scenes needs image_size to be a multiple of 24, got {image_size}; {near} would do")
+
+
+def _check_shares(shares: dict[str, float]) -> None:
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise InputError(f"Scenes needs {name} in [0, 1], got {share}")
+
+
+def _check_choices(tasks: Sequence[str], rendering: str, backgrounds: str | None, image_size: int) -> None:
     if isinstance(tasks, str) or not tasks or not set(tasks) <= set(get_args(Task)):
         raise InputError(f"Scenes needs tasks to be one or more of {list(get_args(Task))}, got {tasks!r}")
-
-
-@dataclass(frozen=True)
-class SceneExamples(Sequence[Example]):
-    """The examples of one split, each made when it is asked for."""
-
-    seed: int
-    split: Split
-    size: int
-    num_objects: tuple[int, int]
-    image_size: int
-    tasks: tuple[Task, ...]
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[each] for each in range(self.size)[index]]
-        return self._make(range(self.size)[index])
-
-    def _make(self, index: int) -> Example:
-        id = f"{self.split}-{index}"
-        # Two sources of chance: what is said about a scene can change without the scenes changing.
-        scene = draw(self.split, self.num_objects, Random(f"{self.seed}/{id}/scene"))
-        random = Random(f"{self.seed}/{id}/language")
-        image = render(scene, self.image_size)
-        statement = language.describe(scene)
-        captions = (str(statement), *map(str, language.paraphrases(statement)))
-        negatives = language.negatives(statement, scene, random)
-        questions = ask(scene, random)
-        question = pick(questions, random)
-        task = pick(self.tasks, random)
-        spoken = pick(("caption", "question"), random) if task == "text" else task
-        caption = (language.CAPTION_PROMPT, captions[0])
-        prompt, answer = caption if spoken == "caption" else (question.text, question.answer)
-        asked = (prompt,) if task == "text" else (image, prompt)
-        return Example(
-            id,
-            conversation=(Turn("user", asked), Turn("assistant", (answer,))),
-            query=(image, language.IMAGE_INSTRUCTION),
-            target=_target(captions[0]),
-            negatives=tuple(_target(str(negative)) for negative in negatives.values()),
-            captions=captions,
-            questions=questions,
-            source="scenes",
-            truth={"scene": scene, "negative_kinds": tuple(negatives)},
+    if (rendering == "photographs") != (backgrounds is not None):
+        raise InputError(
+            "Scenes draws over the photographs in the folder `backgrounds` when rendering = photographs; "
+            f"got {rendering = }, {backgrounds = }, and needs both or neither"
         )
-
-
-def _target(caption: str) -> Content:
-    return (caption, language.CAPTION_INSTRUCTION)
+    if backgrounds is not None:
+        read_backgrounds(backgrounds, image_size)

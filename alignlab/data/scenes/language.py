@@ -1,10 +1,10 @@
-"""Language: statements about scenes, their words and their truth; captions that are true and captions that are not."""
+"""Language: statements about scenes and their truth, and captions that are true, word by word."""
 
-from collections.abc import Callable
-from random import Random
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from alignlab.data.scenes.world import COLORS, SHAPES, SIZES, Scene, Thing, pick
+from alignlab.batch import Role
+from alignlab.data.scenes.world import Scene, Thing
 
 CAPTION_PROMPT = "describe the image ."
 IMAGE_INSTRUCTION = "summarize the image in one word :"
@@ -20,14 +20,6 @@ HOLDS: dict[str, Callable[[Thing, Thing], bool]] = {
 
 RELATIONS = tuple(HOLDS)
 INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-
-NUMBERS = ("zero", "one", "two", "three", "four")
-PLURALS = {shape: f"{shape}es" if shape.endswith("s") else f"{shape}s" for shape in SHAPES}
-
-_SAID = (*SHAPES, *COLORS, *SIZES, *RELATIONS, *NUMBERS, *PLURALS.values(), "yes no a . ? :", CAPTION_PROMPT)
-_SAID += (IMAGE_INSTRUCTION, CAPTION_INSTRUCTION, "is there are the what color how many objects")
-VOCABULARY: tuple[str, ...] = tuple(dict.fromkeys(" ".join(_SAID).split()))
-"""Every word the lab can say, in the order in which a tokenizer numbers them."""
 
 
 class Phrase(NamedTuple):
@@ -45,7 +37,7 @@ class Phrase(NamedTuple):
         )
 
     def __str__(self) -> str:
-        return " ".join(word for word in (self.size, self.color, self.shape) if word is not None)
+        return " ".join([word for word in (self.size, self.color, self.shape) if word is not None])
 
 
 class Statement(NamedTuple):
@@ -59,9 +51,8 @@ class Statement(NamedTuple):
     relations: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        words = [f"a {self.phrases[0]}"]
-        words += [f"{word} a {phrase}" for word, phrase in zip(self.relations, self.phrases[1:], strict=True)]
-        return " ".join((*words, "."))
+        first, *others = map(str, self.phrases)
+        return " ".join(["a", first, *map("{} a {}".format, self.relations, others), "."])
 
 
 def holds(statement: Statement, scene: Scene) -> bool:
@@ -85,76 +76,53 @@ def _extends(statement: Statement, things: tuple[Thing, ...], chosen: tuple[int,
 
 
 def describe(scene: Scene) -> Statement:
-    """The canonical caption: all that is there, in reading order."""
+    """The canonical caption, long: all that is there, in reading order."""
     things = scene.things
     relations = ("left of" if a.row == b.row else "above" for a, b in zip(things, things[1:], strict=False))
     return Statement(tuple(Phrase(*thing[:3]) for thing in things), tuple(relations))
 
 
-def paraphrases(caption: Statement) -> tuple[Statement, ...]:
-    """Other captions that are true wherever this one is: read backwards, and without sizes."""
+def summarize(scene: Scene) -> tuple[Statement, int]:
+    """The short caption, shape and colour of one object, and which: the first of the largest."""
+    sizes = [thing.size for thing in scene.things]
+    index = sizes.index("large") if "large" in sizes else 0
+    thing = scene.things[index]
+    return Statement((Phrase(thing.shape, thing.color),)), index
+
+
+def paraphrases(caption: Statement) -> tuple[str, ...]:
+    """Other captions that are true wherever this one is: read backwards, as a sentence, and without sizes."""
     short = Statement(tuple(phrase._replace(size=None) for phrase in caption.phrases), caption.relations)
-    return (_backwards(caption), short) if caption.relations else (short,)
+    backwards = (str(_backwards(caption)),) if caption.relations else ()
+    return (*backwards, f"there is {caption}", str(short))
 
 
 def _backwards(caption: Statement) -> Statement:
     return Statement(caption.phrases[::-1], tuple(INVERSE[relation] for relation in caption.relations[::-1]))
 
 
-TRIES = 8
-"""How often a negative that came out true is drawn again."""
+class Word(NamedTuple):
+    """A word of a caption.
+
+    Args:
+        thing: The place, in the scene, of the object that it tells something of.
+    """
+
+    text: str
+    role: Role
+    thing: int | None = None
 
 
-def negatives(caption: Statement, scene: Scene, random: Random) -> dict[str, Statement]:
-    """Captions one step from the canonical one and false of the scene, by kind; a kind that finds none is left out."""
-    kinds = {"replace_object": _replace_object, "replace_attribute": _replace_attribute}
-    if caption.relations:
-        kinds |= {"replace_relation": _replace_relation, "swap_attribute": _swap_attribute}
-    found = {}
-    for kind, change in kinds.items():
-        for _ in range(TRIES):
-            changed = change(caption, random)
-            if changed is not None and not holds(changed, scene):
-                found[kind] = changed
-                break
-    return found
+def spell(statement: Statement, things: Sequence[int]) -> list[Word]:
+    """A true statement word by word: which words can be read off the picture, and of which object.
 
-
-def _replace_object(caption: Statement, random: Random) -> Statement:
-    return _replace_word(caption, "shape", SHAPES, random)
-
-
-def _replace_attribute(caption: Statement, random: Random) -> Statement:
-    attribute, words = pick((("color", COLORS), ("size", SIZES)), random)
-    return _replace_word(caption, attribute, words, random)
-
-
-def _replace_word(caption: Statement, attribute: str, words: tuple[str, ...], random: Random) -> Statement:
-    index = int(random.random() * len(caption.phrases))
-    phrase = caption.phrases[index]
-    others = [word for word in words if word not in phrase]
-    return _with_phrases(caption, {index: phrase._replace(**{attribute: pick(others, random)})})
-
-
-def _replace_relation(caption: Statement, random: Random) -> Statement:
-    # Canonical captions never say "right of" or "below"; a negative that did would be known by its words alone.
-    index = int(random.random() * len(caption.relations))
-    other = "above" if caption.relations[index] == "left of" else "left of"
-    relations = (*caption.relations[:index], other, *caption.relations[index + 1 :])
-    return Statement(caption.phrases, relations)
-
-
-def _swap_attribute(caption: Statement, random: Random) -> Statement | None:
-    first, second = random.sample(range(len(caption.phrases)), 2)
-    a, b = caption.phrases[first], caption.phrases[second]
-    differing = [attribute for attribute in ("color", "size") if getattr(a, attribute) != getattr(b, attribute)]
-    if not differing:
-        return None
-    if pick(differing, random) == "color":
-        return _with_phrases(caption, {first: a._replace(color=b.color), second: b._replace(color=a.color)})
-    return _with_phrases(caption, {first: a._replace(size=b.size), second: b._replace(size=a.size)})
-
-
-def _with_phrases(caption: Statement, changed: dict[int, Phrase]) -> Statement:
-    phrases = tuple(changed.get(index, phrase) for index, phrase in enumerate(caption.phrases))
-    return Statement(phrases, caption.relations)
+    Args:
+        things: The object that each phrase is about.
+    """
+    words = []
+    for place, (phrase, thing) in enumerate(zip(statement.phrases, things, strict=True)):
+        if place:
+            words += [Word(word, "visual") for word in statement.relations[place - 1].split()]
+        words.append(Word("a", "filler"))
+        words += [Word(word, "visual", thing) for word in (phrase.size, phrase.color, phrase.shape) if word is not None]
+    return [*words, Word(".", "filler")]

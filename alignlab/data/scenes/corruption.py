@@ -1,0 +1,73 @@
+"""Corruption: what goes wrong with captions: words that contradict the picture, and words that do not speak of it."""
+
+from collections.abc import Sequence
+from random import Random
+from typing import Literal
+
+from alignlab.data.scenes.language import Word
+from alignlab.data.scenes.lexicon import AFTER, BEFORE
+from alignlab.data.scenes.world import (
+    COLORS,
+    COMPANION,
+    FAVORITE_COLOR,
+    FAVORITE_SIZE,
+    SHAPES,
+    SIZES,
+    Scene,
+    may_say,
+    pick,
+)
+
+NoiseSource = Literal["uniform", "prior"]
+
+
+def contradict(words: Sequence[Word], scene: Scene, share: float, source: NoiseSource, random: Random) -> list[Word]:
+    """Replace words of shape, colour and size by wrong ones.
+
+    Args:
+        share: In [0, 1], of these words.
+        source: ``uniform``: any other word of the attribute; ``prior``: what is usual in a biased world, and so the
+            word stays where that is the truth.
+    """
+    changed = list(words)
+    for index, word in enumerate(words):
+        if word.thing is None or random.random() >= share:
+            continue
+        thing = scene.things[word.thing]
+        others = WORDS[next(kind for kind, known in WORDS.items() if word.text in known)]
+        if source == "prior":
+            before = scene.things[word.thing - 1].shape if word.thing else None
+            usual = (FAVORITE_COLOR[thing.shape], FAVORITE_SIZE[thing.shape], COMPANION.get(before))
+            others = tuple(text for text in others if text in usual)
+        others = tuple(
+            text for text in others if text != word.text and may_say(_look(changed, word.thing, text, thing), scene)
+        )
+        if others:
+            changed[index] = Word(pick(others, random), "contradictory", word.thing)
+    return changed
+
+
+WORDS = {"shape": SHAPES, "color": COLORS, "size": SIZES}
+
+
+def _look(words: Sequence[Word], owner: int, text: str, thing: Sequence[str]) -> tuple[str, str]:
+    """Shape and colour of an object as it would be told with this word."""
+    told = [text, *(word.text for word in words if word.thing == owner)]
+    shape = next((word for word in told if word in SHAPES), thing[0])
+    color = next((word for word in told if word in COLORS), thing[1])
+    return shape, color
+
+
+def pad(words: Sequence[Word], share: float, random: Random) -> list[Word]:
+    """Put filler before a caption and after each mention of an object, each with this probability."""
+    padded = _filler(BEFORE, random) if random.random() < share else []
+    for word, following in zip(words, (*words[1:], None), strict=True):
+        padded.append(word)
+        ends = word.thing is not None and (following is None or following.thing != word.thing)
+        if ends and random.random() < share:
+            padded += _filler(AFTER, random)
+    return padded
+
+
+def _filler(phrases: Sequence[str], random: Random) -> list[Word]:
+    return [Word(text, "filler") for text in pick(phrases, random).split()]

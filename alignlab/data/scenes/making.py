@@ -1,0 +1,166 @@
+"""Making: an example from its seed, split and index: the scene, what is shown of it and what is said of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Literal
+
+from alignlab.batch import Box, Content, Example, Foil, Point, Question, Turn
+from alignlab.data.base import Split
+from alignlab.data.scenes import language
+from alignlab.data.scenes.corruption import NoiseSource, contradict, pad
+from alignlab.data.scenes.foils import make_foils
+from alignlab.data.scenes.language import Word
+from alignlab.data.scenes.lexicon import PLAIN, Voice, invented, with_synonyms
+from alignlab.data.scenes.picture import Rendering, box, center, render
+from alignlab.data.scenes.questions import ask, existence, said, wrong_answer
+from alignlab.data.scenes.world import NUM_POPULAR, Scene, draw, pick, redraw
+
+Task = Literal["caption", "question", "text", "reading"]
+UNSEEN = ("text", "reading")
+"""Tasks without the picture."""
+
+
+@dataclass(frozen=True)
+class World:
+    """What there is to see; the arguments are those of ``Scenes``."""
+
+    seed: int
+    num_objects: tuple[int, int]
+    image_size: int
+    rendering: Rendering
+    backgrounds: str | None
+    duplicates: float
+    co_occurrence: float
+
+    def scene(self, split: Split, id: str) -> tuple[Scene, bool]:
+        """The scene of an example, and whether it is a near-duplicate."""
+        random = Random(f"{self.seed}/{id}/scene")
+        bias = self.co_occurrence if split == "train" else 0.0
+        if self.duplicates and split == "train" and random.random() < self.duplicates:
+            popular = Random(f"{self.seed}/popular-{int(random.random() * NUM_POPULAR)}/scene")
+            return redraw(draw(split, self.num_objects, popular, co_occurrence=bias), random), True
+        return draw(split, self.num_objects, random, co_occurrence=bias), False
+
+
+@dataclass(frozen=True)
+class Telling:
+    """What is said of it; the arguments are those of ``Scenes``, but for synonyms.
+
+    Args:
+        synonyms: Share of visual words said by their synonym: in training, and in the other splits.
+    """
+
+    tasks: tuple[Task, ...]
+    caption_length: Literal["long", "short"]
+    caption_noise: float
+    noise_source: NoiseSource
+    filler: float
+    synonyms: tuple[float, float]
+    language: Literal["english", "invented", "both"]
+
+    def voice(self, split: Split, random: Random) -> Voice:
+        mixed = self.language == "both" and split == "train" and random.random() < 0.5
+        voice = invented() if mixed or self.language == "invented" else PLAIN
+        synonyms = self.synonyms[split != "train"]
+        return with_synonyms(voice, synonyms, random) if synonyms else voice
+
+    def caption(self, scene: Scene, split: Split, random: Random) -> list[Word]:
+        """A training caption with all that is wrong with it; the other splits hear the canonical one."""
+        statement, things = language.describe(scene), range(len(scene.things))
+        if split != "train":
+            return language.spell(statement, things)
+        if self.caption_length == "short":
+            statement, thing = language.summarize(scene)
+            things = (thing,)
+        words = language.spell(statement, things)
+        if self.caption_noise:
+            words = contradict(words, scene, self.caption_noise, self.noise_source, random)
+        return pad(words, self.filler, random) if self.filler else words
+
+
+@dataclass(frozen=True)
+class SceneExamples(Sequence[Example]):
+    """The examples of one split, each made when it is asked for."""
+
+    world: World
+    telling: Telling
+    split: Split
+    size: int
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self[each] for each in range(self.size)[index]]
+        return self._make(range(self.size)[index])
+
+    def _make(self, index: int) -> Example:
+        id = f"{self.split}-{index}"
+        scene, is_duplicate = self.world.scene(self.split, id)
+        # Sources of chance of their own, so that what is wrong can be turned up without the rest changing.
+        chance, noise = Random(f"{self.world.seed}/{id}/language"), Random(f"{self.world.seed}/{id}/noise")
+        voice = self.telling.voice(self.split, noise)
+        say = voice.say
+
+        canonical = language.describe(scene)
+        captions = (str(canonical), *language.paraphrases(canonical))
+        foils = [
+            Foil(captions[0] if true is canonical else str(true), str(false), kind)
+            for kind, (true, false) in make_foils(canonical, scene, chance).items()
+        ]
+        questions = ask(scene, chance)
+        task, question = pick(self.telling.tasks, chance), pick(questions, chance)
+        told = self.telling.caption(scene, self.split, noise)
+        aim = pick(captions, noise) if is_duplicate else " ".join([word.text for word in told])
+        worse = [foil.false for foil in foils if foil.true is captions[0]]
+        answer, asked, worse = _conversation(task, captions[0], told, question, pick(worse, chance), chance)
+        answer, prompt, instruction = voice.words(answer), say(asked), say(language.CAPTION_INSTRUCTION)
+        size = self.world.image_size
+        edges = [box(thing, size) for thing in scene.things]
+        image = render(scene, size, self.world.rendering, self.world.backgrounds)
+        return Example(
+            id,
+            conversation=_turns((prompt,) if task in UNSEEN else (image, prompt), answer),
+            query=(image, say(language.IMAGE_INSTRUCTION)),
+            target=(say(aim), instruction),
+            negatives=tuple([(say(foil.false), instruction) for foil in foils]),
+            captions=tuple(map(say, captions)),
+            foils=tuple([Foil(say(foil.true), say(foil.false), foil.kind) for foil in foils]),
+            questions=said(questions, say),
+            existence=said(existence(scene, chance), say),
+            text=_turns((say(f"{captions[0]} {question.text}"),), voice.words(_words(question.answer))),
+            rejected=(say(worse),),
+            boxes=tuple([Box(say(str(p)), *place) for p, place in zip(canonical.phrases, edges, strict=True)]),
+            roles=tuple([word.role for word in answer]),
+            points=_points(answer, [center(thing, size) for thing in scene.things]),
+            group=captions[0],
+            source="scenes",
+            truth={"scene": scene, "negative_kinds": tuple([foil.kind for foil in foils])},
+        )
+
+
+def _conversation(
+    task: Task, caption: str, told: list[Word], question: Question, false: str, random: Random
+) -> tuple[list[Word], str, str]:
+    """Answer, prompt, and a worse answer."""
+    answer = _words(question.answer)
+    if task == "text":
+        task = pick(("caption", "question"), random)
+    if task == "caption":
+        return told, language.CAPTION_PROMPT, false
+    prompt = f"{caption} {question.text}" if task == "reading" else question.text
+    return answer, prompt, wrong_answer(question, random)
+
+
+def _words(answer: str) -> list[Word]:
+    return [Word(text, "visual") for text in answer.split()]
+
+
+def _turns(asked: Content, answer: Sequence[Word]) -> tuple[Turn, ...]:
+    return Turn("user", asked), Turn("assistant", (" ".join([word.text for word in answer]),))
+
+
+def _points(words: Sequence[Word], centers: Sequence[Point]) -> tuple[Point | None, ...]:
+    return tuple([None if word.thing is None else centers[word.thing] for word in words])

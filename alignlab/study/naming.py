@@ -1,0 +1,30 @@
+"""naming: what the name of a metric says of it."""
+
+from typing import NamedTuple
+
+LOWER_IS_BETTER = ("perplexity", "nats", "error", "distance")
+"""Last words of the names of metrics of which less is better."""
+
+
+class Blind(NamedTuple):
+    """A metric, and how it was scored again without the right picture, e.g. ``text_only``."""
+
+    metric: str
+    how: str
+
+
+def audited(name: str) -> Blind | None:
+    """What ``<evaluator>/blind/<how>/<score>`` audits: ``<evaluator>/<score>``; None for any other name."""
+    evaluator, found, rest = name.partition("/blind/")
+    how, _, score = rest.partition("/")
+    return Blind(f"{evaluator}/{score}", how) if score else None
+
+
+def is_chance(metric: str) -> bool:
+    """Whether a metric is a level to measure others by, such as ``retrieval/chance_r1``."""
+    return metric.rpartition("/")[2].startswith("chance_")
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether little of a metric is good, by the last word of its name: ``text/perplexity``, ``box/mean_error``."""
+    return metric.rpartition("/")[2].rpartition("_")[2] in LOWER_IS_BETTER

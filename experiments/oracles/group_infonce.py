@@ -1,0 +1,83 @@
+"""GroupInfoNCE: InfoNCE on hard negatives that knows which candidates are right as well, or forgets some blindly."""
+
+import math
+from random import Random
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from alignlab import Batch, InputError, Loss
+from alignlab.functional import normalize
+from alignlab.objectives import InfoNCE
+
+
+class GroupInfoNCE(InfoNCE):
+    """Minimise InfoNCE, both ways, against the hardest candidates but for those of the searcher's own group.
+
+        mean_i -log softmax_{j = i or j hard for i}(s <q_i, t_j>)_i, and so for targets        in nats per pair
+
+    An oracle: no method can know the groups. Its placebo forgets as many true negatives of each searcher instead, the
+    same ones whenever they meet; its baseline forgets nothing. Without groups all three are the same, and with all
+    candidates InfoNCE.
+
+    Args:
+        scale: Multiplier on the cosines, = 1 / temperature, where it starts; it is learned.
+        max_scale: Its upper end.
+        forgets: Candidates that are left out: those of the searcher's own group, as many others, or none.
+        hardest: How many of the other candidates are kept, those of the largest cosine; None: all.
+    """
+
+    requires = ("query", "target", "group")
+
+    def __init__(
+        self,
+        backbone,
+        *,
+        scale: float = 1 / 0.07,
+        max_scale: float = 100.0,
+        forgets: Literal["own", "others", "none"] = "own",
+        hardest: int | None = None,
+    ) -> None:
+        super().__init__(backbone, scale=scale, max_scale=max_scale)
+        if hardest is not None and hardest < 1:
+            raise InputError(f"GroupInfoNCE needs hardest >= 1, or null for all, got {hardest}")
+        self.forgets, self.hardest = forgets, hardest
+
+    def loss(self, batch: Batch) -> Loss:
+        queries = normalize(self.backbone.embed(batch.query))  # (B, D)
+        targets = normalize(self.backbone.embed(batch.target))
+        logits = self.log_scale.exp() * queries @ targets.T  # (B, B)
+        same = _same(batch.groups)
+        forgotten = {"own": same, "others": _blind(same, batch.ids), "none": torch.zeros_like(same)}[self.forgets]
+        forgotten = forgotten.to(logits.device)
+        right = torch.arange(len(batch), device=logits.device)
+        both = [F.cross_entropy(_kept(way, forgotten, self.hardest), right) for way in (logits, logits.T)]
+        report = {"scale": self.log_scale.detach().exp(), "forgotten": forgotten.float().sum(1).mean()}
+        return Loss((both[0] + both[1]) / 2, len(batch), report)
+
+
+def _kept(logits: Tensor, forgotten: Tensor, hardest: int | None) -> Tensor:
+    """Logits (B, B) of each row's positive, on the diagonal, and of what it is compared with; -inf elsewhere."""
+    logits = logits.masked_fill(forgotten, -math.inf)
+    if hardest is None or hardest >= len(logits):
+        return logits
+    positive = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    hard = logits.detach().masked_fill(positive, -math.inf).topk(hardest, dim=1).indices
+    return logits.masked_fill(~positive.scatter(1, hard, True), -math.inf)
+
+
+def _same(groups: tuple[str, ...]) -> Tensor:
+    """(B, B) bool: two different samples of one group; samples of no group are of none together."""
+    return torch.tensor([[a == b != "" and i != j for j, b in enumerate(groups)] for i, a in enumerate(groups)])
+
+
+def _blind(same: Tensor, ids: tuple[str, ...]) -> Tensor:
+    """As many marks in each row as there are, or as many as fit, at true negatives drawn from the ids."""
+    blind = torch.zeros_like(same)
+    for row, count in enumerate(same.sum(1).tolist()):
+        others = [j for j in range(len(ids)) if j != row and not same[row, j]]
+        lots = {j: Random(f"{ids[row]} {ids[j]}").random() for j in others} if count else {}
+        blind[row, sorted(lots, key=lots.get)[:count]] = True
+    return blind
