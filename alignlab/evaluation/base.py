@@ -52,7 +52,7 @@ class Evaluator(ABC):
       more than half of the examples share one caption);
     - ``text_only``: there are no pictures;
     - ``length_only`` and ``bag_of_words``: no backbone answers, but what the judged data's train split tells about
-      texts of this length, or of these words.
+      questions of this length, or about these words; of two captions, length prefers the shorter.
 
     Args:
         num_examples: Examples to judge; all of the split, where it has fewer.

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-LOWER_IS_BETTER = ("perplexity", "nats", "error", "distance")
+LOWER_IS_BETTER = ("perplexity", "nats", "error", "distance", "unparsed")
 """Last words of the names of metrics of which less is better."""
 
 
@@ -21,8 +21,9 @@ def audited(name: str) -> Blind | None:
 
 
 def is_chance(metric: str) -> bool:
-    """Whether a metric is a level to measure others by, such as ``retrieval/chance_r1``."""
-    return metric.rpartition("/")[2].startswith("chance_")
+    """Whether a metric is no merit but a level, such as ``retrieval/chance_r1`` or how often the answer is yes."""
+    score = metric.rpartition("/")[2]
+    return score.startswith("chance_") or score.endswith("yes_ratio")
 
 
 def lower_is_better(metric: str) -> bool:

@@ -18,8 +18,8 @@ class GroupInfoNCE(InfoNCE):
 
         mean_i -log softmax_{j = i or j hard for i}(s <q_i, t_j>)_i, and so for targets        in nats per pair
 
-    An oracle: no method can know the groups. Its placebo forgets as many true negatives of each searcher instead, the
-    same ones whenever they meet; its baseline forgets nothing. Without groups all three are the same, and with all
+    An oracle: no method can know the groups. Its placebo forgets as many true negatives of each searcher instead,
+    drawn from the ids; its baseline forgets nothing. Without groups all three are the same, and with all
     candidates InfoNCE.
 
     Args:

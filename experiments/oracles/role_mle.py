@@ -21,7 +21,7 @@ class RoleMLE(Objective):
         visual: Weight of what is read off the picture.
         filler: Weight of what is said whatever the picture shows.
         contradictory: Weight of what is false of the picture; 0 forgets the noise of the captions.
-        shuffled: Be the placebo; which tokens lose depends on the ids alone, so they are the same in every epoch.
+        shuffled: Be the placebo; which tokens lose depends on the batch's ids, not on chance.
     """
 
     requires = ("conversation", "roles")

@@ -56,7 +56,8 @@ def test_tasks_choose_the_conversation_and_nothing_else():
         for tasks in (("caption", "question"), ("caption",), ("question",))
     )
     for mixed, told, asked in zip(both, caption, question, strict=True):
-        assert mixed.captions == told.captions and mixed.negatives == asked.negatives
+        for field in ("captions", "negatives", "foils", "questions", "existence", "text", "boxes"):
+            assert getattr(mixed, field) == getattr(told, field) == getattr(asked, field), field
         assert told.images == asked.images == mixed.images
         assert prompt_and_answer(told) == (CAPTION_PROMPT, told.captions[0])
         assert prompt_and_answer(asked) in [(each.text, each.answer) for each in asked.questions]

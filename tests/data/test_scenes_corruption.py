@@ -89,11 +89,19 @@ def _check_prior(things, words, right):
         assert shape in (thing.shape, COMPANION[things[index - 1].shape] if index else thing.shape)
 
 
+@pytest.mark.parametrize("num_objects", [(1, 3), (6, 6)])
+def test_a_short_caption_with_a_contradictory_word_is_false_of_the_whole_scene(num_objects):
+    for example in train(800, caption_length="short", caption_noise=0.5, num_objects=num_objects):
+        color, shape = told(example)[1:3]
+        shown = (shape, color) in {thing[:2] for thing in example.truth["scene"].things}
+        assert shown == ("contradictory" not in example.roles)
+
+
 def test_no_noise_and_full_noise_are_what_they_say():
     assert all("contradictory" not in example.roles for example in train(200))
     for example in train(200, caption_noise=1.0, filler=0.3):
         roles = [role for word, role in zip(told(example), example.roles, strict=True) if word in ATTRIBUTES]
-        # A word stays only where every other one would tell of what is held out.
+        # A word stays only where every other one would tell of what is held out, or of another object.
         assert roles.count("contradictory") >= len(roles) - len(example.boxes)
 
 

@@ -92,9 +92,11 @@ def test_captions_are_true_and_foils_false(examples, unseen):
         assert all(is_true(caption, scene) for caption in example.captions), example.captions
         for foil in example.foils:
             assert is_true(foil.true, scene) and not is_true(foil.false, scene), (foil, example.captions[0])
-        assert example.negatives == tuple((foil.false, example.target[1]) for foil in example.foils)
-        assert example.truth["negative_kinds"] == tuple(foil.kind for foil in example.foils)
-        kinds.update(example.truth["negative_kinds"])
+        # An added attribute has another true twin than the target, which says all attributes.
+        twins = [foil for foil in example.foils if foil.true == example.captions[0]]
+        assert example.negatives == tuple((foil.false, example.target[1]) for foil in twins)
+        assert example.truth["negative_kinds"] == tuple(foil.kind for foil in twins)
+        kinds.update(foil.kind for foil in example.foils)
     assert set(kinds) == KINDS
     assert min(kinds.values()) > 1000
 
@@ -199,6 +201,11 @@ def test_what_is_held_out_is_neither_shown_nor_said_elsewhere(examples, unseen):
     for example in (*examples, *unseen["test"], *Scenes(co_occurrence=0.8, caption_noise=0.5).examples("train")[:1500]):
         assert not any(thing[:2] in HELD_OUT for thing in example.truth["scene"].things)
         assert not any(pair in text for pair in held_out for text in texts(example)), example
+    for example in Scenes(tasks=("question",)).examples("train")[:2000]:
+        asked = example.conversation[0].content[1].split()
+        if asked[:2] == ["what", "color"]:
+            answers = {example.conversation[1].content[0], example.rejected[0]}
+            assert not any((asked[-2], color) in HELD_OUT for color in answers)
     for example in unseen["compositional"]:
         assert any(thing[:2] in HELD_OUT for thing in example.truth["scene"].things)
     shown = Counter(thing[:2] for example in unseen["compositional"] for thing in example.truth["scene"].things)
@@ -221,14 +228,45 @@ def test_text_alone_asks_what_the_caption_answers(examples):
         assert (asked.removeprefix(f"{example.captions[0]} "), told) in {(q.text, q.answer) for q in example.questions}
 
 
+def test_held_out_looks_tell_no_answer():
+    """Whoever never saw them would else know, by that alone, which caption or answer is the false one."""
+    counts = Counter()
+    for example in Scenes(num_compositional=3000).examples("compositional"):
+        for foil in example.foils:
+            assert num_held_out(foil.true) == num_held_out(foil.false), foil
+        for question in example.questions + example.existence:
+            if question.kind in ("existence", "present", "random") and num_held_out(question.text):
+                counts[question.kind, question.answer] += 1
+    yes, no = counts["existence", "yes"], counts["existence", "no"]
+    assert abs(yes - no) < 4 * (yes + no) ** 0.5 and yes > 300
+    yes, no = counts["present", "yes"], counts["random", "no"]
+    assert abs(yes - no) < 4 * (yes + no) ** 0.5 and yes > 300
+
+
+def num_held_out(text: str) -> int:
+    words = text.split()
+    return sum((shape, color) in HELD_OUT for color, shape in zip(words, words[1:], strict=False))
+
+
 def test_rejected_answers_are_wrong():
     for example in Scenes(tasks=("question",)).examples("train")[:500]:
         asked, told = example.conversation[0].content[1], example.conversation[1].content[0]
         assert answer(asked, example.truth["scene"]) == told != example.rejected[0]
-    for example in Scenes(tasks=("caption",)).examples("train")[:500]:
-        assert not is_true(example.rejected[0], example.truth["scene"])
-        count = len(example.rejected[0].split()) - len(example.captions[0].split())
-        assert abs(count) <= 1  # "left of" has a word more than "above"
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [{}, {"caption_length": "short"}, {"filler": 0.5}, {"caption_noise": 0.5}, {"noise_source": "prior"}],
+    ids=str,
+)
+def test_a_rejected_caption_has_one_more_wrong_word(knobs):
+    for example in Scenes(tasks=("caption",), **knobs).examples("train")[:500]:
+        told, worse = example.conversation[1].content[0].split(), example.rejected[0].split()
+        changed = [place for place, (a, b) in enumerate(zip(told, worse, strict=True)) if a != b]
+        roles = [role for role, point in zip(example.roles, example.points, strict=True) if point is not None]
+        assert len(changed) == 1 and example.roles[changed[0]] == ("visual" if "visual" in roles else "contradictory")
+        if "filler" not in knobs:
+            assert not is_true(example.rejected[0], example.truth["scene"])
 
 
 def test_ambiguous_objects_are_not_asked_about():

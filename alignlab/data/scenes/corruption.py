@@ -31,28 +31,50 @@ def contradict(words: Sequence[Word], scene: Scene, share: float, source: NoiseS
     """
     changed = list(words)
     for index, word in enumerate(words):
-        if word.thing is None or random.random() >= share:
-            continue
-        thing = scene.things[word.thing]
-        others = WORDS[next(kind for kind, known in WORDS.items() if word.text in known)]
-        if source == "prior":
-            before = scene.things[word.thing - 1].shape if word.thing else None
-            usual = (FAVORITE_COLOR[thing.shape], FAVORITE_SIZE[thing.shape], COMPANION.get(before))
-            others = tuple(text for text in others if text in usual)
-        others = tuple(
-            text for text in others if text != word.text and may_say(_look(changed, word.thing, text, thing), scene)
-        )
-        if others:
+        if word.thing is not None and random.random() < share and (others := _others(changed, index, scene, source)):
             changed[index] = Word(pick(others, random), "contradictory", word.thing)
     return changed
+
+
+def worsen(words: Sequence[Word], scene: Scene, source: NoiseSource, random: Random) -> list[Word]:
+    """Make one more word wrong: by the source's word if it has one for any, else by any.
+
+    Where all words are wrong already, one of them becomes wrong in another way.
+    """
+    for role in ("visual", "contradictory"):
+        places = [index for index, word in enumerate(words) if word.thing is not None and word.role == role]
+        for each in dict.fromkeys((source, "uniform")):
+            options = [(index, others) for index in places if (others := _others(words, index, scene, each))]
+            if options:
+                index, others = pick(options, random)
+                wrong = Word(pick(others, random), "contradictory", words[index].thing)
+                return [*words[:index], wrong, *words[index + 1 :]]
+    raise RuntimeError(f"no word of {' '.join(word.text for word in words)!r} can be wrong")
+
+
+def _others(words: Sequence[Word], index: int, scene: Scene, source: NoiseSource) -> list[str]:
+    """Wrong words for the one at a place."""
+    word = words[index]
+    thing = scene.things[word.thing]
+    others = WORDS[next(kind for kind, known in WORDS.items() if word.text in known)]
+    if source == "prior":
+        before = scene.things[word.thing - 1].shape if word.thing else None
+        usual = (FAVORITE_COLOR[thing.shape], FAVORITE_SIZE[thing.shape], COMPANION.get(before))
+        others = tuple(text for text in others if text in usual)
+    told = {each.thing for each in words if each.thing is not None}
+    # What a short caption leaves out could make it true again.
+    untold = [each[:2] for place, each in enumerate(scene.things) if place not in told]
+    wrong = [text for text in others if text != word.text and text not in thing[:3]]
+    looks = {text: _look(words, index, text, thing) for text in wrong}
+    return [text for text, look in looks.items() if may_say(look, scene) and look not in untold]
 
 
 WORDS = {"shape": SHAPES, "color": COLORS, "size": SIZES}
 
 
-def _look(words: Sequence[Word], owner: int, text: str, thing: Sequence[str]) -> tuple[str, str]:
-    """Shape and colour of an object as it would be told with this word."""
-    told = [text, *(word.text for word in words if word.thing == owner)]
+def _look(words: Sequence[Word], index: int, text: str, thing: Sequence[str]) -> tuple[str, str]:
+    """Shape and colour of an object as it would be told with this text at the place."""
+    told = [text, *(word.text for at, word in enumerate(words) if word.thing == words[index].thing and at != index)]
     shape = next((word for word in told if word in SHAPES), thing[0])
     color = next((word for word in told if word in COLORS), thing[1])
     return shape, color

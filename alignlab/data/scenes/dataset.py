@@ -36,14 +36,16 @@ class Scenes(AlignmentData):
             For a language model alone, without the picture: ``text`` is a caption or an answer, ``reading`` an answer
             that stands in a caption.
         caption_length: ``long`` tells every object; ``short`` tells one, without its size.
-        caption_noise: In [0, 1], share of a caption's words for shape, colour and size that are replaced by wrong ones.
-        noise_source: The wrong words are any, or those that are usual in a biased world (see ``co_occurrence``).
+        caption_noise: In [0, 1], share of a caption's words for shape, colour and size that are made wrong.
+        noise_source: The wrong words are any, or with ``prior`` what is usual in a biased world (see
+            ``co_occurrence``): where that is the truth the word stays, so fewer are wrong. Rejected captions have one
+            more word made wrong in the same way.
         filler: In [0, 1], how often words that do not speak of the picture precede a caption, or follow an object.
-        duplicates: In [0, 1], share of examples that are near-duplicates of 8 scenes, told by any of their captions.
+        duplicates: In [0, 1], share of examples that are near-duplicates of 8 scenes; their ``target`` is any right caption.
         co_occurrence: In [0, 1], how often objects have their shape's usual colour and size, and the usual companions.
         vocabulary: ``plain``; or visual words said by a synonym half of the time, which with ``rare`` comes only 1 time
             in 20 in training.
-        language: English, an invented one, or in training each example in one or the other.
+        language: English, an invented one, or in training each example in one or the other (the other splits: English).
         rendering: ``textured`` fills shapes with patterns and hides parts; ``photographs`` draws over photographs.
         backgrounds: The folder of the photographs.
         batch_size: Examples a process and micro-batch.

@@ -1,7 +1,8 @@
 """Foils: true and false captions that differ in one thing, so balanced that neither length nor language tells them.
 
-What is replaced, swapped or added is drawn as the world itself is drawn, so that a true caption and its false twin are
-equally likely as texts; relations, which are not, are thinned until they are.
+What is replaced, swapped or added is drawn as in a world without bias, so that a true caption and its false twin are
+equally likely as texts; relations, which are not, are thinned until they are. In a biased world (``co_occurrence``) the
+true caption is the more usual one: there, in training, language does tell.
 """
 
 from functools import cache
@@ -9,7 +10,7 @@ from itertools import combinations
 from random import Random
 
 from alignlab.data.scenes.language import Phrase, Statement, holds
-from alignlab.data.scenes.world import COLORS, GRID, LOOKS, SHAPES, SIZES, Scene, may_say, pick
+from alignlab.data.scenes.world import COLORS, GRID, HELD_OUT, LOOKS, SHAPES, SIZES, Scene, pick
 
 TRIES = 8
 """How often a change that came out true is drawn again."""
@@ -32,11 +33,16 @@ def make_foils(caption: Statement, scene: Scene, random: Random) -> dict[str, Pa
             true, changed = change(caption, scene, random)
             if changed is None:
                 break
-            said = all([may_say(phrase[:2], scene) for phrase in changed.phrases])
-            if said and changed is not true and not holds(changed, scene):
+            # As many held-out looks in both: a caption with fewer would be the likelier one for who never saw any.
+            alike = _num_held_out(changed) == _num_held_out(true)
+            if alike and changed is not true and not holds(changed, scene):
                 found[kind] = (true, changed)
                 break
     return found
+
+
+def _num_held_out(statement: Statement) -> int:
+    return sum([phrase[:2] in HELD_OUT for phrase in statement.phrases])
 
 
 def _replace_object(caption: Statement, scene: Scene, random: Random) -> tuple[Statement, Statement | None]:

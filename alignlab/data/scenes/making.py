@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from random import Random
 from typing import Literal
 
 from alignlab.batch import Box, Content, Example, Foil, Point, Question, Turn
 from alignlab.data.base import Split
 from alignlab.data.scenes import language
-from alignlab.data.scenes.corruption import NoiseSource, contradict, pad
+from alignlab.data.scenes.corruption import NoiseSource, contradict, pad, worsen
 from alignlab.data.scenes.foils import make_foils
 from alignlab.data.scenes.language import Word
 from alignlab.data.scenes.lexicon import PLAIN, Voice, invented, with_synonyms
@@ -35,12 +36,19 @@ class World:
 
     def scene(self, split: Split, id: str) -> tuple[Scene, bool]:
         """The scene of an example, and whether it is a near-duplicate."""
-        random = Random(f"{self.seed}/{id}/scene")
         bias = self.co_occurrence if split == "train" else 0.0
-        if self.duplicates and split == "train" and random.random() < self.duplicates:
-            popular = Random(f"{self.seed}/popular-{int(random.random() * NUM_POPULAR)}/scene")
-            return redraw(draw(split, self.num_objects, popular, co_occurrence=bias), random), True
+        random = Random(f"{self.seed}/{id}/scene")
+        if self.duplicates and split == "train":
+            repeats = Random(f"{self.seed}/{id}/duplicate")
+            if repeats.random() < self.duplicates:
+                place = int(repeats.random() * NUM_POPULAR)
+                return redraw(_popular(self.seed, place, self.num_objects, bias), random), True
         return draw(split, self.num_objects, random, co_occurrence=bias), False
+
+
+@lru_cache(maxsize=4 * NUM_POPULAR)
+def _popular(seed: int, place: int, num_objects: tuple[int, int], bias: float) -> Scene:
+    return draw("train", num_objects, Random(f"{seed}/popular-{place}/scene"), co_occurrence=bias)
 
 
 @dataclass(frozen=True)
@@ -59,11 +67,13 @@ class Telling:
     synonyms: tuple[float, float]
     language: Literal["english", "invented", "both"]
 
-    def voice(self, split: Split, random: Random) -> Voice:
-        mixed = self.language == "both" and split == "train" and random.random() < 0.5
-        voice = invented() if mixed or self.language == "invented" else PLAIN
-        synonyms = self.synonyms[split != "train"]
-        return with_synonyms(voice, synonyms, random) if synonyms else voice
+    def voice(self, split: Split, key: str) -> Voice:
+        synonyms, mixed = self.synonyms[split != "train"], self.language == "both" and split == "train"
+        if not synonyms and not mixed:
+            return invented() if self.language == "invented" else PLAIN
+        random = Random(f"{key}/voice")
+        foreign = self.language == "invented" or (mixed and random.random() < 0.5)
+        return with_synonyms(invented() if foreign else PLAIN, synonyms, random)
 
     def caption(self, scene: Scene, split: Split, random: Random) -> list[Word]:
         """A training caption with all that is wrong with it; the other splits hear the canonical one."""
@@ -99,9 +109,10 @@ class SceneExamples(Sequence[Example]):
     def _make(self, index: int) -> Example:
         id = f"{self.split}-{index}"
         scene, is_duplicate = self.world.scene(self.split, id)
-        # Sources of chance of their own, so that what is wrong can be turned up without the rest changing.
-        chance, noise = Random(f"{self.world.seed}/{id}/language"), Random(f"{self.world.seed}/{id}/noise")
-        voice = self.telling.voice(self.split, noise)
+        # Sources of chance of their own, so that one thing can be turned without the others changing.
+        key = f"{self.world.seed}/{id}"
+        chance, noise = Random(f"{key}/language"), Random(f"{key}/noise")
+        voice = self.telling.voice(self.split, key)
         say = voice.say
 
         canonical = language.describe(scene)
@@ -110,48 +121,48 @@ class SceneExamples(Sequence[Example]):
             Foil(captions[0] if true is canonical else str(true), str(false), kind)
             for kind, (true, false) in make_foils(canonical, scene, chance).items()
         ]
-        questions = ask(scene, chance)
-        task, question = pick(self.telling.tasks, chance), pick(questions, chance)
+        questions, exists = ask(scene, chance), existence(scene, chance)
+        question, task = pick(questions, chance), pick(self.telling.tasks, chance)
         told = self.telling.caption(scene, self.split, noise)
         aim = pick(captions, noise) if is_duplicate else " ".join([word.text for word in told])
-        worse = [foil.false for foil in foils if foil.true is captions[0]]
-        answer, asked, worse = _conversation(task, captions[0], told, question, pick(worse, chance), chance)
+        asked, answer, worse = self._conversation(task, question, told, scene, noise)
         answer, prompt, instruction = voice.words(answer), say(asked), say(language.CAPTION_INSTRUCTION)
+        seen = task not in UNSEEN
         size = self.world.image_size
         edges = [box(thing, size) for thing in scene.things]
         image = render(scene, size, self.world.rendering, self.world.backgrounds)
         return Example(
             id,
-            conversation=_turns((prompt,) if task in UNSEEN else (image, prompt), answer),
+            conversation=_turns((image, prompt) if seen else (prompt,), answer),
             query=(image, say(language.IMAGE_INSTRUCTION)),
             target=(say(aim), instruction),
-            negatives=tuple([(say(foil.false), instruction) for foil in foils]),
+            negatives=tuple([(say(foil.false), instruction) for foil in foils if foil.true == captions[0]]),
             captions=tuple(map(say, captions)),
             foils=tuple([Foil(say(foil.true), say(foil.false), foil.kind) for foil in foils]),
             questions=said(questions, say),
-            existence=said(existence(scene, chance), say),
+            existence=said(exists, say),
             text=_turns((say(f"{captions[0]} {question.text}"),), voice.words(_words(question.answer))),
             rejected=(say(worse),),
             boxes=tuple([Box(say(str(p)), *place) for p, place in zip(canonical.phrases, edges, strict=True)]),
             roles=tuple([word.role for word in answer]),
-            points=_points(answer, [center(thing, size) for thing in scene.things]),
+            points=_points(answer, [center(thing, size) if seen else None for thing in scene.things]),
             group=captions[0],
             source="scenes",
-            truth={"scene": scene, "negative_kinds": tuple([foil.kind for foil in foils])},
+            truth={"scene": scene, "negative_kinds": tuple([f.kind for f in foils if f.true == captions[0]])},
         )
 
-
-def _conversation(
-    task: Task, caption: str, told: list[Word], question: Question, false: str, random: Random
-) -> tuple[list[Word], str, str]:
-    """Answer, prompt, and a worse answer."""
-    answer = _words(question.answer)
-    if task == "text":
-        task = pick(("caption", "question"), random)
-    if task == "caption":
-        return told, language.CAPTION_PROMPT, false
-    prompt = f"{caption} {question.text}" if task == "reading" else question.text
-    return answer, prompt, wrong_answer(question, random)
+    def _conversation(
+        self, task: Task, question: Question, told: list[Word], scene: Scene, random: Random
+    ) -> tuple[str, list[Word], str]:
+        """Prompt, answer, and a worse answer."""
+        if task == "text":
+            task = pick(("caption", "question"), random)
+        if task == "caption":
+            source = self.telling.noise_source if self.split == "train" else "uniform"
+            worse = worsen(told, scene, source, random)
+            return language.CAPTION_PROMPT, told, " ".join([word.text for word in worse])
+        prompt = f"{language.describe(scene)} {question.text}" if task == "reading" else question.text
+        return prompt, _words(question.answer), wrong_answer(question, scene, random)
 
 
 def _words(answer: str) -> list[Word]:
@@ -162,5 +173,5 @@ def _turns(asked: Content, answer: Sequence[Word]) -> tuple[Turn, ...]:
     return Turn("user", asked), Turn("assistant", (" ".join([word.text for word in answer]),))
 
 
-def _points(words: Sequence[Word], centers: Sequence[Point]) -> tuple[Point | None, ...]:
+def _points(words: Sequence[Word], centers: Sequence[Point | None]) -> tuple[Point | None, ...]:
     return tuple([None if word.thing is None else centers[word.thing] for word in words])

@@ -12,7 +12,8 @@ from alignlab.data.scenes.world import (
     COMMON_LOOKS,
     COMPANION,
     FAVORITE_COLOR,
-    SHAPES,
+    HELD_OUT,
+    LOOKS,
     SIZES,
     Scene,
     may_say,
@@ -30,14 +31,25 @@ def ask(scene: Scene, random: Random) -> tuple[Question, ...]:
 
 
 def _existence(scene: Scene, random: Random) -> Question:
-    """Ask for an object that is there, or for one that differs from it in colour or shape and is not."""
+    """Ask for an object that is there, or for one that is not and differs from it in colour or shape."""
+    look, answer = pick(scene.things, random)[:2], pick(("yes", "no"), random)
+    absent = _absent(KIN[look], scene) if answer == "no" else ()
+    return _is_there(pick(absent, random), "no", "existence") if absent else _is_there(look, "yes", "existence")
+
+
+def _absent(looks: Sequence[Look], scene: Scene) -> list[Look]:
     present = {thing[:2] for thing in scene.things}
-    thing = pick(scene.things, random)
-    look, answer = thing[:2], pick(("yes", "no"), random)
-    while answer == "no" and (look in present or not may_say(look, scene)):
-        swaps_color = random.random() < 0.5
-        look = (thing.shape, pick(COLORS, random)) if swaps_color else (pick(SHAPES, random), thing.color)
-    return _is_there(look, answer, "existence")
+    return [look for look in looks if look not in present]
+
+
+def _kin(look: Look) -> tuple[Look, ...]:
+    """Looks of the same colour or shape; of what is held out, the others that are, else being so would tell."""
+    if look in HELD_OUT:
+        return tuple(sorted(HELD_OUT - {look}))
+    return tuple(other for other in COMMON_LOOKS if (other[0] == look[0]) != (other[1] == look[1]))
+
+
+KIN = {look: _kin(look) for look in LOOKS}
 
 
 def _is_there(look: Look, answer: str, kind: str) -> Question:
@@ -49,17 +61,19 @@ def existence(scene: Scene, random: Random) -> tuple[Question, ...]:
     """A question about an object that is there, and one each about an absent one.
 
     The absent one is any (``random``), one that a biased world is full of (``popular``), or the usual companion, in
-    its usual colour, of an object that is there (``adversarial``, left out where all companions are there). In a world
-    without bias the three are equally hard.
+    its usual colour, of an object that is there (``adversarial``, left out where all companions are there). As in POPE,
+    the last two can be told by their words to a degree: the blind audit says how far.
     """
-    present = {thing[:2] for thing in scene.things}
-    popular = tuple(FAVORITE_COLOR.items())
-    companions = tuple((COMPANION[shape], FAVORITE_COLOR[COMPANION[shape]]) for shape, _ in sorted(present))
-    absent = {"random": COMMON_LOOKS, "popular": popular, "adversarial": companions}
-    candidates = {kind: [look for look in looks if look not in present] for kind, looks in absent.items()}
-    asked = [_is_there(pick(scene.things, random)[:2], "yes", "present")]
-    asked += [_is_there(pick(looks, random), "no", kind) for kind, looks in candidates.items() if looks]
-    return tuple(asked)
+    asked = pick(scene.things, random)[:2]
+    companions = [(COMPANION[thing.shape], FAVORITE_COLOR[COMPANION[thing.shape]]) for thing in scene.things]
+    looks = {
+        "random": sorted(HELD_OUT) if asked in HELD_OUT else COMMON_LOOKS,
+        "popular": tuple(FAVORITE_COLOR.items()),
+        "adversarial": sorted(set(companions)),
+    }
+    candidates = {kind: _absent(each, scene) for kind, each in looks.items()}
+    absent = [_is_there(pick(each, random), "no", kind) for kind, each in candidates.items() if each]
+    return (_is_there(asked, "yes", "present"), *absent)
 
 
 def _color(scene: Scene, random: Random) -> Question | None:
@@ -111,9 +125,13 @@ ANSWERS: dict[str, Sequence[str]] = {
 }
 
 
-def wrong_answer(question: Question, random: Random) -> str:
+def wrong_answer(question: Question, scene: Scene, random: Random) -> str:
     """Another answer of the kind."""
-    return pick([answer for answer in ANSWERS[question.kind] if answer != question.answer], random)
+    answers = [answer for answer in ANSWERS[question.kind] if answer != question.answer]
+    if question.kind == "color":
+        shape = question.text.split()[-2]
+        answers = [color for color in answers if may_say((shape, color), scene)]
+    return pick(answers, random)
 
 
 def said(questions: Sequence[Question], say: Callable[[str], str]) -> tuple[Question, ...]:
