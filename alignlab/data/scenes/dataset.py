@@ -41,7 +41,7 @@ class Scenes(AlignmentData):
             ``co_occurrence``): where that is the truth the word stays, so fewer are wrong. Rejected captions have one
             more word made wrong in the same way.
         filler: In [0, 1], how often words that do not speak of the picture precede a caption, or follow an object.
-        duplicates: In [0, 1], share of examples that are near-duplicates of 8 scenes; their ``target`` is any right caption.
+        duplicates: In [0, 1], share of examples that are near-duplicates of 8 scenes, with any right caption as target.
         co_occurrence: In [0, 1], how often objects have their shape's usual colour and size, and the usual companions.
         vocabulary: ``plain``; or visual words said by a synonym half of the time, which with ``rare`` comes only 1 time
             in 20 in training.

@@ -117,10 +117,10 @@ class SceneExamples(Sequence[Example]):
 
         canonical = language.describe(scene)
         captions = (str(canonical), *language.paraphrases(canonical))
-        foils = [
-            Foil(captions[0] if true is canonical else str(true), str(false), kind)
-            for kind, (true, false) in make_foils(canonical, scene, chance).items()
-        ]
+        pairs = make_foils(canonical, scene, chance).items()
+        foils = tuple([Foil(say(str(true)), say(str(false)), kind) for kind, (true, false) in pairs])
+        # The twins of the canonical caption; an added attribute may have another.
+        twins = [foil for foil in foils if foil.true == say(captions[0])]
         questions, exists = ask(scene, chance), existence(scene, chance)
         question, task = pick(questions, chance), pick(self.telling.tasks, chance)
         told = self.telling.caption(scene, self.split, noise)
@@ -129,26 +129,25 @@ class SceneExamples(Sequence[Example]):
         answer, prompt, instruction = voice.words(answer), say(asked), say(language.CAPTION_INSTRUCTION)
         seen = task not in UNSEEN
         size = self.world.image_size
-        edges = [box(thing, size) for thing in scene.things]
         image = render(scene, size, self.world.rendering, self.world.backgrounds)
         return Example(
             id,
             conversation=_turns((image, prompt) if seen else (prompt,), answer),
             query=(image, say(language.IMAGE_INSTRUCTION)),
             target=(say(aim), instruction),
-            negatives=tuple([(say(foil.false), instruction) for foil in foils if foil.true == captions[0]]),
+            negatives=tuple([(foil.false, instruction) for foil in twins]),
             captions=tuple(map(say, captions)),
-            foils=tuple([Foil(say(foil.true), say(foil.false), foil.kind) for foil in foils]),
+            foils=foils,
             questions=said(questions, say),
             existence=said(exists, say),
             text=_turns((say(f"{captions[0]} {question.text}"),), voice.words(_words(question.answer))),
             rejected=(say(worse),),
-            boxes=tuple([Box(say(str(p)), *place) for p, place in zip(canonical.phrases, edges, strict=True)]),
+            boxes=tuple([Box(say(" ".join(thing[2::-1])), *box(thing, size)) for thing in scene.things]),
             roles=tuple([word.role for word in answer]),
             points=_points(answer, [center(thing, size) if seen else None for thing in scene.things]),
             group=captions[0],
             source="scenes",
-            truth={"scene": scene, "negative_kinds": tuple([f.kind for f in foils if f.true == captions[0]])},
+            truth={"scene": scene, "negative_kinds": tuple([foil.kind for foil in twins])},
         )
 
     def _conversation(
