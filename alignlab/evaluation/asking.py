@@ -1,10 +1,11 @@
-"""asking: what evaluators that ask questions share."""
+"""asking: what evaluators that ask every question of an example by itself share."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from alignlab.batch import Example, Question
-from alignlab.evaluation.base import thumbnail
+from alignlab.data.base import AlignmentData, Split
+from alignlab.evaluation.base import Evaluator, thumbnail
 
 
 class Asked(NamedTuple):
@@ -21,6 +22,36 @@ class Asked(NamedTuple):
     @property
     def prompt(self) -> tuple[Example, str]:
         return self.example, self.question.text
+
+
+class Asking(Evaluator):
+    """An evaluator of greedy answers to questions.
+
+    Args:
+        num_examples: Examples whose questions are asked.
+        max_new_tokens: Longest answer in tokens.
+        num_pictures: Items that keep their picture, for a report.
+    """
+
+    blindfolds = ("shuffled_images", "text_only")
+
+    def __init__(
+        self,
+        *,
+        num_examples: int = 256,
+        max_new_tokens: int = 8,
+        batch_size: int = 64,
+        num_pictures: int = 12,
+        split: Split = "test",
+        data: AlignmentData | None = None,
+        label: str | None = None,
+        blind: bool = False,
+    ) -> None:
+        super().__init__(
+            num_examples=num_examples, batch_size=batch_size, split=split, data=data, label=label, blind=blind
+        )
+        self.max_new_tokens = max_new_tokens
+        self.num_pictures = num_pictures
 
 
 def answered(

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from alignlab.backbones import Backbone
 from alignlab.batch import Example
-from alignlab.data.base import AlignmentData, Split
+from alignlab.data.base import AlignmentData
 from alignlab.errors import InputError
-from alignlab.evaluation.asking import Asked, answered
-from alignlab.evaluation.base import Evaluation, Evaluator, OnBatch, mean
+from alignlab.evaluation.asking import Asked, Asking, answered
+from alignlab.evaluation.base import Evaluation, OnBatch, mean
 from alignlab.evaluation.language import guesses, train_examples
 
 ABSENT = ("random", "popular", "adversarial")
@@ -18,7 +18,7 @@ ABSENT = ("random", "popular", "adversarial")
 PRESENT = "present"
 
 
-class POPE(Evaluator):
+class POPE(Asking):
     """Yes-or-no questions whether an object is there (Li et al. 2023, https://arxiv.org/abs/2305.10355).
 
     For each of the splits ``random``, ``popular`` and ``adversarial``: ``<split>_accuracy``, ``_precision``,
@@ -29,34 +29,10 @@ class POPE(Evaluator):
     An answer is no if one of the words ``No``, ``no`` and ``not`` stands before its first full stop, else yes, as in
     the authors' evaluate.py. ``unparsed`` is the share of answers that do not begin with yes or no. In data of another
     language, yes and no are the answers to the questions for present and for absent objects.
-
-    Args:
-        num_examples: Examples whose questions are asked.
-        max_new_tokens: Longest answer in tokens.
-        num_pictures: Items that keep their picture, for a report.
     """
 
     name = "pope"
     requires = ("existence",)
-    blindfolds = ("shuffled_images", "text_only")
-
-    def __init__(
-        self,
-        *,
-        num_examples: int = 256,
-        max_new_tokens: int = 8,
-        batch_size: int = 64,
-        num_pictures: int = 12,
-        split: Split = "test",
-        data: AlignmentData | None = None,
-        label: str | None = None,
-        blind: bool = False,
-    ) -> None:
-        super().__init__(
-            num_examples=num_examples, batch_size=batch_size, split=split, data=data, label=label, blind=blind
-        )
-        self.max_new_tokens = max_new_tokens
-        self.num_pictures = num_pictures
 
     def evaluate(
         self, backbone: Backbone, data: AlignmentData, examples: list[Example], on_batch: OnBatch

@@ -4,46 +4,22 @@ from collections.abc import Mapping, Sequence
 
 from alignlab.backbones import Backbone
 from alignlab.batch import Example
-from alignlab.data.base import AlignmentData, Split
+from alignlab.data.base import AlignmentData
 from alignlab.errors import InputError
-from alignlab.evaluation.asking import Asked, answered
-from alignlab.evaluation.base import Evaluation, Evaluator, OnBatch, mean, tidy
+from alignlab.evaluation.asking import Asked, Asking, answered
+from alignlab.evaluation.base import Evaluation, OnBatch, mean, tidy
 from alignlab.evaluation.language import guesses, train_examples
 
 
-class VQAAccuracy(Evaluator):
+class VQAAccuracy(Asking):
     """How often a greedy answer is the right one: ``accuracy``, and one score a kind.
 
     Right is what equals the question's answer but for case, white space and the data's synonyms (``data.canonical``).
     Every question of every example is asked by itself. ``accuracy`` counts questions, not kinds, equally.
-
-    Args:
-        num_examples: Examples whose questions are asked.
-        max_new_tokens: Longest answer in tokens.
-        num_pictures: Items that keep their picture, for a report.
     """
 
     name = "vqa"
     requires = ("questions",)
-    blindfolds = ("shuffled_images", "text_only")
-
-    def __init__(
-        self,
-        *,
-        num_examples: int = 256,
-        max_new_tokens: int = 8,
-        batch_size: int = 64,
-        num_pictures: int = 12,
-        split: Split = "test",
-        data: AlignmentData | None = None,
-        label: str | None = None,
-        blind: bool = False,
-    ) -> None:
-        super().__init__(
-            num_examples=num_examples, batch_size=batch_size, split=split, data=data, label=label, blind=blind
-        )
-        self.max_new_tokens = max_new_tokens
-        self.num_pictures = num_pictures
 
     def evaluate(
         self, backbone: Backbone, data: AlignmentData, examples: list[Example], on_batch: OnBatch

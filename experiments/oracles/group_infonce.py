@@ -49,13 +49,21 @@ class GroupInfoNCE(InfoNCE):
         queries = normalize(self.backbone.embed(batch.query))  # (B, D)
         targets = normalize(self.backbone.embed(batch.target))
         logits = self.log_scale.exp() * queries @ targets.T  # (B, B)
-        same = _same(batch.groups)
-        forgotten = {"own": same, "others": _blind(same, batch.ids), "none": torch.zeros_like(same)}[self.forgets]
-        forgotten = forgotten.to(logits.device)
+        forgotten = self._forgotten(batch).to(logits.device)
         right = torch.arange(len(batch), device=logits.device)
         both = [F.cross_entropy(_kept(way, forgotten, self.hardest), right) for way in (logits, logits.T)]
         report = {"scale": self.log_scale.detach().exp(), "forgotten": forgotten.float().sum(1).mean()}
         return Loss((both[0] + both[1]) / 2, len(batch), report)
+
+    def _forgotten(self, batch: Batch) -> Tensor:
+        same = _same(batch.groups)
+        match self.forgets:
+            case "own":
+                return same
+            case "others":
+                return _blind(same, batch.ids)
+            case "none":
+                return torch.zeros_like(same)
 
 
 def _kept(logits: Tensor, forgotten: Tensor, hardest: int | None) -> Tensor:

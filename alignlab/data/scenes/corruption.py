@@ -7,12 +7,12 @@ from typing import Literal
 from alignlab.data.scenes.language import Word
 from alignlab.data.scenes.lexicon import AFTER, BEFORE
 from alignlab.data.scenes.world import (
+    ATTRIBUTES,
     COLORS,
     COMPANION,
     FAVORITE_COLOR,
     FAVORITE_SIZE,
     SHAPES,
-    SIZES,
     Scene,
     may_say,
     pick,
@@ -56,7 +56,7 @@ def _others(words: Sequence[Word], index: int, scene: Scene, source: NoiseSource
     """Wrong words for the one at a place."""
     word = words[index]
     thing = scene.things[word.thing]
-    others = WORDS[next(kind for kind, known in WORDS.items() if word.text in known)]
+    others = next(known for known in ATTRIBUTES.values() if word.text in known)
     if source == "prior":
         before = scene.things[word.thing - 1].shape if word.thing else None
         usual = (FAVORITE_COLOR[thing.shape], FAVORITE_SIZE[thing.shape], COMPANION.get(before))
@@ -67,9 +67,6 @@ def _others(words: Sequence[Word], index: int, scene: Scene, source: NoiseSource
     wrong = [text for text in others if text != word.text and text not in thing[:3]]
     looks = {text: _look(words, index, text, thing) for text in wrong}
     return [text for text, look in looks.items() if may_say(look, scene) and look not in untold]
-
-
-WORDS = {"shape": SHAPES, "color": COLORS, "size": SIZES}
 
 
 def _look(words: Sequence[Word], index: int, text: str, thing: Sequence[str]) -> tuple[str, str]:

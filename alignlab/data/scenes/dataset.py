@@ -10,7 +10,7 @@ from alignlab.data.scenes.lexicon import PLAIN, canonical, invented
 from alignlab.data.scenes.making import SceneExamples, Task, Telling, World
 from alignlab.data.scenes.photographs import read_backgrounds
 from alignlab.data.scenes.picture import Rendering
-from alignlab.data.scenes.world import COLORS, MAX_OBJECTS, SHAPES, SIZES
+from alignlab.data.scenes.world import ATTRIBUTES, MAX_OBJECTS
 from alignlab.errors import InputError
 
 SYNONYMS = {"plain": (0.0, 0.0), "synonyms": (0.5, 0.5), "rare": (0.05, 0.5)}
@@ -97,7 +97,7 @@ class Scenes(AlignmentData):
         self.caption_prompt = voice.say(CAPTION_PROMPT)
         self.canonical = {} if vocabulary == "plain" else canonical()
         relations = tuple(relation.split()[0] for relation in RELATIONS)
-        words = {"shape": SHAPES, "color": COLORS, "size": SIZES, "relation": relations}
+        words = {**ATTRIBUTES, "relation": relations}
         self.attributes = {kind: tuple(map(voice.say, each)) for kind, each in words.items()}
 
     def examples(self, split: Split) -> SceneExamples:

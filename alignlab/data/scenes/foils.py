@@ -10,7 +10,7 @@ from itertools import combinations
 from random import Random
 
 from alignlab.data.scenes.language import Phrase, Statement, holds
-from alignlab.data.scenes.world import COLORS, GRID, HELD_OUT, LOOKS, SHAPES, SIZES, Scene, pick
+from alignlab.data.scenes.world import ATTRIBUTES, GRID, HELD_OUT, LOOKS, SIZES, Scene, pick
 
 TRIES = 8
 """How often a change that came out true is drawn again."""
@@ -130,12 +130,11 @@ def _any(caption: Statement, random: Random) -> int:
     return int(random.random() * len(caption.phrases))
 
 
-WORDS = {"shape": SHAPES, "color": COLORS, "size": SIZES}
-
-
 def _replace_word(caption: Statement, attribute: str, index: int, random: Random) -> Statement:
     said = getattr(caption.phrases[index], attribute)
-    return _changed(caption, {index: {attribute: pick([word for word in WORDS[attribute] if word != said], random)}})
+    return _changed(
+        caption, {index: {attribute: pick([word for word in ATTRIBUTES[attribute] if word != said], random)}}
+    )
 
 
 def _changed(caption: Statement, changes: dict[int, dict[str, str | None]]) -> Statement:

@@ -11,6 +11,7 @@ from alignlab.data.base import Split
 SHAPES = ("circle", "square", "triangle", "cross", "diamond")
 COLORS = ("red", "green", "blue", "yellow", "purple", "cyan", "black")
 SIZES = ("small", "large")
+ATTRIBUTES = {"shape": SHAPES, "color": COLORS, "size": SIZES}
 GRID = 3
 MAX_OBJECTS = 6
 
