@@ -282,9 +282,18 @@ class TestTruePreference:
         assert first.content != ("yes",)
         assert oracle.loss(batch_of(oracle, [long])).report["margin"].item() == pytest.approx(0, abs=1e-9)
 
-    @pytest.mark.parametrize("settings", [{"beta": -0.1}, {"swapped": 1.5}])
+    def test_without_likelihood_the_preference_is_all(self, make, tiny_backbone64, known):
+        losses = {}
+        for likelihood in (0.0, 2.0):
+            oracle = make("TruePreference", tiny_backbone64, likelihood=likelihood)
+            losses[likelihood] = oracle.loss(batch_of(oracle, known))
+        report = losses[0.0].report
+        torch.testing.assert_close(losses[0.0].mean, report["preference_loss"])
+        torch.testing.assert_close(losses[2.0].mean, report["preference_loss"] + 2 * report["likelihood_loss"])
+
+    @pytest.mark.parametrize("settings", [{"beta": -0.1}, {"likelihood": -1.0}, {"swapped": 1.5}])
     def test_settings_out_of_range_are_refused(self, make, tiny_backbone, settings):
-        with pytest.raises(InputError, match="TruePreference needs beta >= 0 and 0 <= swapped <= 1"):
+        with pytest.raises(InputError, match="TruePreference needs beta >= 0, likelihood >= 0 and 0 <= swapped <= 1"):
             make("TruePreference", tiny_backbone, **settings)
 
 

@@ -56,7 +56,7 @@ def _others(words: Sequence[Word], index: int, scene: Scene, source: NoiseSource
     """Wrong words for the one at a place."""
     word = words[index]
     thing = scene.things[word.thing]
-    others = next(known for known in ATTRIBUTES.values() if word.text in known)
+    known = others = next(known for known in ATTRIBUTES.values() if word.text in known)
     if source == "prior":
         before = scene.things[word.thing - 1].shape if word.thing else None
         usual = (FAVORITE_COLOR[thing.shape], FAVORITE_SIZE[thing.shape], COMPANION.get(before))
@@ -64,16 +64,20 @@ def _others(words: Sequence[Word], index: int, scene: Scene, source: NoiseSource
     told = {each.thing for each in words if each.thing is not None}
     # What a short caption leaves out could make it true again.
     untold = [each[:2] for place, each in enumerate(scene.things) if place not in told]
-    wrong = [text for text in others if text != word.text and text not in thing[:3]]
-    looks = {text: _look(words, index, text, thing) for text in wrong}
+    shape, color = _look(words, word.thing, thing)
+    looks = {
+        text: (text if known is SHAPES else shape, text if known is COLORS else color)
+        for text in others
+        if text != word.text and text not in thing[:3]
+    }
     return [text for text, look in looks.items() if may_say(look, scene) and look not in untold]
 
 
-def _look(words: Sequence[Word], index: int, text: str, thing: Sequence[str]) -> tuple[str, str]:
-    """Shape and colour of an object as it would be told with this text at the place."""
-    told = [text, *(word.text for at, word in enumerate(words) if word.thing == words[index].thing and at != index)]
-    shape = next((word for word in told if word in SHAPES), thing[0])
-    color = next((word for word in told if word in COLORS), thing[1])
+def _look(words: Sequence[Word], place: int, thing: Sequence[str]) -> tuple[str, str]:
+    """Shape and colour of an object as it is told; the true ones where they are not."""
+    told = [word.text for word in words if word.thing == place]
+    shape = next((text for text in told if text in SHAPES), thing[0])
+    color = next((text for text in told if text in COLORS), thing[1])
     return shape, color
 
 

@@ -118,9 +118,15 @@ class SceneExamples(Sequence[Example]):
         canonical = language.describe(scene)
         captions = (str(canonical), *language.paraphrases(canonical))
         pairs = make_foils(canonical, scene, chance).items()
-        foils = tuple([Foil(say(str(true)), say(str(false)), kind) for kind, (true, false) in pairs])
+        shown = tuple(map(say, captions))
+        foils = tuple(
+            [
+                Foil(shown[0] if true is canonical else say(str(true)), say(str(false)), kind)
+                for kind, (true, false) in pairs
+            ]
+        )
         # The twins of the canonical caption; an added attribute may have another.
-        twins = [foil for foil in foils if foil.true == say(captions[0])]
+        twins = [foil for foil in foils if foil.true == shown[0]]
         questions, exists = ask(scene, chance), existence(scene, chance)
         question, task = pick(questions, chance), pick(self.telling.tasks, chance)
         told = self.telling.caption(scene, self.split, noise)
@@ -136,7 +142,7 @@ class SceneExamples(Sequence[Example]):
             query=(image, say(language.IMAGE_INSTRUCTION)),
             target=(say(aim), instruction),
             negatives=tuple([(foil.false, instruction) for foil in twins]),
-            captions=tuple(map(say, captions)),
+            captions=shown,
             foils=foils,
             questions=said(questions, say),
             existence=said(exists, say),
