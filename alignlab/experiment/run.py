@@ -2,7 +2,6 @@
 
 import json
 import logging
-import pickle
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -10,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from alignlab.backbones import Backbone
 from alignlab.errors import InputError
 from alignlab.experiment import record
 from alignlab.experiment.config import STAGE, Experiment, digest, dump, instantiate, read
+from alignlab.experiment.fitting import fit
 from alignlab.experiment.preflight import preflight
 from alignlab.objectives import Objective
 
@@ -162,23 +160,21 @@ def _train_and_judge(
     objective.optimization = experiment.optimization
     experiment.data.order_seed = config["seed"]
     record.write_json(output / "versions.json", record.versions())
-    curve, spent, mirror = record.CurveLogger(output / "curve.jsonl"), record.Consumption(), None
+    spent, mirror = record.Consumption(), None
     if experiment.wandb.mode != "disabled":
         from alignlab.experiment import wandb
 
         name = f"{type(objective).__name__}-seed{config['seed']}"
         mirror = wandb.make_logger(experiment.wandb, config=config, folder=output, name=name, id=run_id(config, output))
-    checkpoint = output / "checkpoints" / "last.ckpt"
-    keep = ModelCheckpoint(
-        checkpoint.parent,
-        filename=checkpoint.stem,
-        every_n_train_steps=config["checkpoint_every"],
-        enable_version_counter=False,
+    trainer = fit(
+        objective,
+        experiment.data,
+        experiment.trainer,
+        output,
+        checkpoint_every=config["checkpoint_every"],
+        loggers=[mirror] if mirror else [],
+        callbacks=[spent, _Report(notify)],
     )
-    callbacks = [spent, record.Randomness(), keep, _Report(notify)]
-    trainer = _trainer(experiment.trainer, output, [curve, *([mirror] if mirror else [])], callbacks)
-    _fit(trainer, objective, experiment, curve, checkpoint)
-    trainer.save_checkpoint(checkpoint)
     if not trainer.is_global_zero:
         raise SystemExit(0)  # the other processes have nothing more to do
     started = time.perf_counter()
@@ -219,36 +215,6 @@ def _summary(
         "seconds": {"fit": spent.seconds, "evaluate": evaluated},
         "peak_memory_mib": record.peak_memory_mib(),
     }
-
-
-def _trainer(settings: Mapping[str, Any], output: Path, loggers: list[Any], callbacks: list[Callback]) -> Trainer:
-    strategy = settings["strategy"]
-    if strategy == "auto" and Trainer(**settings, logger=False, enable_progress_bar=False).num_devices > 1:
-        strategy = "ddp_find_unused_parameters_true"  # an embedding uses no LM head
-    return Trainer(
-        **{**settings, "callbacks": [*(settings["callbacks"] or []), *callbacks], "strategy": strategy},
-        logger=loggers,
-        default_root_dir=output,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,  # the data's own order knows the processes
-    )
-
-
-def _fit(
-    trainer: Trainer, objective: Objective, experiment: Experiment, curve: record.CurveLogger, checkpoint: Path
-) -> None:
-    reached, path = 0, checkpoint if checkpoint.exists() else None
-    if path is not None:
-        try:
-            reached = torch.load(path, weights_only=True, map_location="cpu")["global_step"]
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise InputError(f"{path} cannot be read; delete it to train this run from its start ({error})") from None
-    curve.rewind(reached)
-    try:
-        trainer.fit(objective, datamodule=experiment.data, ckpt_path=path, weights_only=True)
-    except SystemExit:  # Lightning's answer to Ctrl-C
-        raise KeyboardInterrupt from None
 
 
 def run_id(config: dict[str, Any], output: Path) -> str:
