@@ -1,5 +1,6 @@
 """AlignmentData: examples of three splits, and loaders whose order is a function of the seed and resumes exactly."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
@@ -51,6 +52,9 @@ class AlignmentData(LightningDataModule):
         self.order_seed = 0
         """Which order the training split comes in; an experiment sets it from its seed."""
 
+        self.run = 1
+        """How many neighbouring training examples stay together when the others are shuffled."""
+
     @abstractmethod
     def examples(self, split: Split) -> Sequence[Example]:
         """The examples of a split, by index, the same ones in every process; made or decoded on access."""
@@ -68,6 +72,7 @@ class AlignmentData(LightningDataModule):
             seed=self.order_seed,
             rank=rank,
             processes=processes,
+            run=self.run,
             who=type(self).__name__,
         )
         return ResumableLoader(_Examples(examples), batch_sampler=order, **self._settings())
@@ -112,16 +117,22 @@ class _Examples(Dataset):
 
 
 class ShuffledBatches:
-    """Batches of indices, reshuffled every epoch by (seed, epoch) alone; a last, short batch is dropped."""
+    """Batches of indices, reshuffled every epoch by (seed, epoch) alone; a last, short batch is dropped.
 
-    def __init__(self, size: int, batch_size: int, *, seed: int, rank: int, processes: int, who: str) -> None:
+    Args:
+        run: Neighbours that many at a time stay neighbours, so that they share a batch but where it ends.
+    """
+
+    def __init__(
+        self, size: int, batch_size: int, *, seed: int, rank: int, processes: int, run: int = 1, who: str
+    ) -> None:
         if size < batch_size * processes:
             raise InputError(
                 f"{who} has {size} training examples, fewer than one batch of {batch_size} for {processes} "
                 f"process(es); set data.batch_size to at most {max(size // processes, 1)} or give it more examples"
             )
         self.size, self.batch_size, self.seed = size, batch_size, seed
-        self.rank, self.processes = rank, processes
+        self.rank, self.processes, self.run = rank, processes, run
         self.epoch = 0
         self.start = 0
 
@@ -134,7 +145,8 @@ class ShuffledBatches:
 
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(hash((self.seed, self.epoch)) % 2**63)
-        order = torch.randperm(self.size, generator=generator).tolist()
+        runs = torch.randperm(math.ceil(self.size / self.run), generator=generator).tolist()
+        order = [index for each in runs for index in range(each * self.run, min((each + 1) * self.run, self.size))]
         first, self.start = self.start, 0
         for index in range(first, len(self)):
             start = (index * self.processes + self.rank) * self.batch_size

@@ -8,8 +8,8 @@ from alignlab.data import Scenes
 from alignlab.data.base import ShuffledBatches
 
 
-def order(*, size=20, batch_size=3, seed=0, rank=0, processes=1, epoch=0, start=0):
-    batches = ShuffledBatches(size, batch_size, seed=seed, rank=rank, processes=processes, who="Data")
+def order(*, size=20, batch_size=3, seed=0, rank=0, processes=1, run=1, epoch=0, start=0):
+    batches = ShuffledBatches(size, batch_size, seed=seed, rank=rank, processes=processes, run=run, who="Data")
     batches.set_epoch(epoch)
     batches.start = start
     return list(batches)
@@ -19,6 +19,14 @@ def test_an_epoch_visits_distinct_examples_and_drops_the_short_batch():
     batches = order()
     flat = [index for batch in batches for index in batch]
     assert [len(batch) for batch in batches] == [3] * 6 and len(set(flat)) == 18
+
+
+def test_runs_stay_together_in_a_shuffled_order():
+    flat = [index for batch in order(size=22, batch_size=2, run=4) for index in batch]
+    assert sorted(flat) == list(range(22)) and flat != list(range(22))
+    for index in range(22):
+        if index % 4:
+            assert flat.index(index) == flat.index(index - 1) + 1
 
 
 def test_seed_and_epoch_change_the_order_and_nothing_else_does():

@@ -11,7 +11,7 @@ from alignlab.data.scenes.world import (
     COMPANION,
     FAVORITE_COLOR,
     FAVORITE_SIZE,
-    NUM_POPULAR,
+    RUN,
     SHAPES,
     SIZES,
 )
@@ -139,19 +139,32 @@ def test_a_short_caption_tells_one_object_without_its_size():
         assert (shape, color, largest) in {thing[:3] for thing in example.truth["scene"].things}
 
 
-def test_near_duplicates_show_the_same_objects_in_other_pictures_and_words():
+def test_near_duplicates_show_the_scene_of_the_first_of_their_run_in_other_pictures_and_words():
     examples = train(3000, duplicates=0.6)
-    groups = Counter(example.group for example in examples)
-    popular = {group for group, count in groups.items() if count > 20}
-    assert 0.8 * NUM_POPULAR <= len(popular) <= NUM_POPULAR  # two popular scenes may share their caption
-    repeated = [example for example in examples if example.group in popular]
-    assert abs(len(repeated) / len(examples) - 0.6) < 0.04
-    one = [example for example in repeated if example.group == min(popular)]
-    assert len({thing[:5] for example in one for thing in example.truth["scene"].things}) == len(one[0].boxes)
-    assert len({example.images[0].tobytes() for example in one}) == len(one)
-    assert {example.target[0] for example in one} == set(one[0].captions)
-    alone = Counter(example.group for example in train(3000))
-    assert alone.most_common(1)[0][1] <= 20  # captions of a single object repeat by chance
+    firsts = [examples[index - index % RUN] for index in range(len(examples))]
+    others = [(one, first) for one, first in zip(examples, firsts, strict=True) if one is not first]
+    repeats = [(one, first) for one, first in others if one.group == first.group]
+    assert abs(len(repeats) / len(others) - 0.6) < 0.04
+    for one, first in repeats:
+        assert [thing[:5] for thing in one.truth["scene"].things] == [
+            thing[:5] for thing in first.truth["scene"].things
+        ]
+        assert one.images[0].tobytes() != first.images[0].tobytes() and one.target[0] in first.captions
+    assert len({one.target[0] == one.group for one, _ in repeats}) == 2  # told in the same words, and in others
+    alone = train(3000)
+    assert sum(one.group == alone[index - index % RUN].group for index, one in enumerate(alone)) < 3000 / RUN * 1.2
+
+
+def test_runs_with_duplicates_share_a_batch():
+    data = Scenes(num_train=640, duplicates=0.6)
+    data.connect(lambda examples: [int(example.id.removeprefix("train-")) for example in examples])
+    for batch in data.train_dataloader():
+        assert all(batch[place : place + RUN] == list(range(first, first + RUN))
+                   for place, first in zip(range(0, 64, RUN), batch[::RUN], strict=True))  # fmt: skip
+    plain = Scenes(num_train=640)
+    plain.connect(data.encode)
+    batch = next(iter(plain.train_dataloader()))
+    assert sum(b == a + 1 for a, b in zip(batch, batch[1:], strict=False)) < 5
 
 
 def test_co_occurrence_makes_colours_sizes_and_companions_usual():

@@ -10,7 +10,7 @@ from alignlab.data.scenes.lexicon import PLAIN, canonical, invented
 from alignlab.data.scenes.making import SceneExamples, Task, Telling, World
 from alignlab.data.scenes.photographs import read_backgrounds
 from alignlab.data.scenes.picture import Rendering
-from alignlab.data.scenes.world import ATTRIBUTES, MAX_OBJECTS
+from alignlab.data.scenes.world import ATTRIBUTES, MAX_OBJECTS, RUN
 from alignlab.errors import InputError
 
 SYNONYMS = {"plain": (0.0, 0.0), "synonyms": (0.5, 0.5), "rare": (0.05, 0.5)}
@@ -41,7 +41,9 @@ class Scenes(AlignmentData):
             ``co_occurrence``): where that is the truth the word stays, so fewer are wrong. Rejected captions have one
             more word made wrong in the same way.
         filler: In [0, 1], how often words that do not speak of the picture precede a caption, or follow an object.
-        duplicates: In [0, 1], share of examples that are near-duplicates of 8 scenes, with any right caption as target.
+        duplicates: In [0, 1], share of examples that show the scene of the first one in their run of 8, in another
+            picture and with any right caption as target. Runs stay together, as those of one source do in a real data
+            set, so most batches hold them.
         co_occurrence: In [0, 1], how often objects have their shape's usual colour and size, and the usual companions.
         vocabulary: ``plain``; or visual words said by a synonym half of the time, which with ``rare`` comes only 1 time
             in 20 in training.
@@ -89,6 +91,7 @@ class Scenes(AlignmentData):
         _check_shares({"caption_noise": caption_noise, "filler": filler})
         _check_shares({"duplicates": duplicates, "co_occurrence": co_occurrence})
         _check_choices(tasks, rendering, backgrounds, image_size)
+        self.run = RUN if duplicates else 1
         self.world = World(seed, tuple(num_objects), image_size, rendering, backgrounds, duplicates, co_occurrence)
         self.telling = Telling(
             tuple(tasks), caption_length, caption_noise, noise_source, filler, SYNONYMS[vocabulary], language

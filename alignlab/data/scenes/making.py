@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from random import Random
 from typing import Literal
 
@@ -15,7 +14,7 @@ from alignlab.data.scenes.language import Word
 from alignlab.data.scenes.lexicon import PLAIN, Voice, invented, with_synonyms
 from alignlab.data.scenes.picture import Rendering, box, center, render
 from alignlab.data.scenes.questions import ask, existence, said, wrong_answer
-from alignlab.data.scenes.world import NUM_POPULAR, Scene, draw, pick, redraw
+from alignlab.data.scenes.world import RUN, Scene, draw, pick, redraw
 
 Task = Literal["caption", "question", "text", "reading"]
 UNSEEN = ("text", "reading")
@@ -34,21 +33,18 @@ class World:
     duplicates: float
     co_occurrence: float
 
-    def scene(self, split: Split, id: str) -> tuple[Scene, bool]:
-        """The scene of an example, and whether it is a near-duplicate."""
-        bias = self.co_occurrence if split == "train" else 0.0
-        random = Random(f"{self.seed}/{id}/scene")
-        if self.duplicates and split == "train":
-            repeats = Random(f"{self.seed}/{id}/duplicate")
-            if repeats.random() < self.duplicates:
-                place = int(repeats.random() * NUM_POPULAR)
-                return redraw(_popular(self.seed, place, self.num_objects, bias), random), True
+    def scene(self, split: Split, index: int) -> tuple[Scene, bool]:
+        """The scene of an example, and whether it is a near-duplicate of the first one of its run."""
+        bias, key = self.co_occurrence if split == "train" else 0.0, f"{self.seed}/{split}-{index}"
+        random = Random(f"{key}/scene")
+        if (
+            self.duplicates
+            and split == "train"
+            and index % RUN
+            and Random(f"{key}/duplicate").random() < self.duplicates
+        ):
+            return redraw(self.scene(split, index - index % RUN)[0], random), True
         return draw(split, self.num_objects, random, co_occurrence=bias), False
-
-
-@lru_cache(maxsize=4 * NUM_POPULAR)
-def _popular(seed: int, place: int, num_objects: tuple[int, int], bias: float) -> Scene:
-    return draw("train", num_objects, Random(f"{seed}/popular-{place}/scene"), co_occurrence=bias)
 
 
 @dataclass(frozen=True)
@@ -108,7 +104,7 @@ class SceneExamples(Sequence[Example]):
 
     def _make(self, index: int) -> Example:
         id = f"{self.split}-{index}"
-        scene, is_duplicate = self.world.scene(self.split, id)
+        scene, is_duplicate = self.world.scene(self.split, index)
         # Sources of chance of their own, so that one thing can be turned without the others changing.
         key = f"{self.world.seed}/{id}"
         chance, noise = Random(f"{key}/language"), Random(f"{key}/noise")

@@ -26,8 +26,8 @@ HELD_OUT = frozenset(zip(SHAPES, ("blue", "yellow", "red", "purple", "green"), s
 LOOKS = tuple((shape, color) for shape in SHAPES for color in COLORS)
 COMMON_LOOKS = tuple(look for look in LOOKS if look not in HELD_OUT)
 
-NUM_POPULAR = 8
-"""Scenes that near-duplicates are made of."""
+RUN = 8
+"""Neighbouring examples among which near-duplicates are."""
 
 Item = TypeVar("Item")
 
