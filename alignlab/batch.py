@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from alignlab.errors import InputError
+
 IGNORE = -100
 """The label of a token that is not trained on."""
 
@@ -157,6 +159,33 @@ class Tokens:
     def pin_memory(self) -> Self:
         return _map_tensors(self, Tensor.pin_memory)
 
+    def split(self, size: int) -> list[Self]:
+        """Cut into runs of ``size`` samples, the last one perhaps shorter, each with its own pictures."""
+        starts = range(0, len(self), size)
+        return [self._rows(slice(start, min(start + size, len(self)))) for start in starts]
+
+    def _rows(self, rows: slice) -> Self:
+        tensors = ("input_ids", "attention_mask", "labels", "image_mask", "num_images")
+        pictures = _ends(self.num_images, rows)
+        grid = self.vision.get("image_grid_thw")  # where a picture is as many rows as it has patches
+        patches = None if grid is None else _ends(grid.prod(-1), pictures)
+        vision = {}
+        for key, value in self.vision.items():
+            if not isinstance(value, Tensor | list):
+                vision[key] = value
+            elif isinstance(value, Tensor) and value.shape[:2] == self.input_ids.shape:
+                vision[key] = value[rows]
+            elif len(value) == int(self.num_images.sum()):
+                vision[key] = value[pictures]
+            elif grid is not None and len(value) == int(grid.prod(-1).sum()):
+                vision[key] = value[patches]
+            else:
+                raise InputError(
+                    f"a batch of {len(self)} samples with {int(self.num_images.sum())} pictures cannot be cut, as it "
+                    f"is not known whose the {len(value)} rows of its {key} are; set chunk_size to null"
+                )
+        return replace(self, vision=vision, **{name: getattr(self, name)[rows] for name in tensors})
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -197,6 +226,11 @@ class Batch:
 
     def pin_memory(self) -> Self:
         return _map_tensors(self, Tensor.pin_memory)
+
+
+def _ends(counts: Tensor, rows: slice) -> slice:
+    """Where the things of these rows stand among those of all, each row having so many."""
+    return slice(int(counts[: rows.start].sum()), int(counts[: rows.stop].sum()))
 
 
 def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:

@@ -49,7 +49,8 @@ def info_nce(
         raise ValueError(
             f"{num_queries} queries need a target each, got {num_targets}; pass labels if they share targets"
         )
-    logits = scale * (upcast(queries) @ upcast(targets).T)  # (B, K)
+    with torch.autocast(queries.device.type, enabled=False):  # which would round the cosines to 8 bits, times the scale
+        logits = scale * (upcast(queries) @ upcast(targets).T)  # (B, K)
     positives = torch.arange(num_queries, device=logits.device) if labels is None else labels
     loss = F.cross_entropy(logits, positives, label_smoothing=label_smoothing)
     if not symmetric:

@@ -1,9 +1,10 @@
 """Alignment objectives: one file each."""
 
 from alignlab.objectives.base import Loss, Objective
+from alignlab.objectives.contrastive import Contrastive
 from alignlab.objectives.infonce import InfoNCE
 from alignlab.objectives.mixture import Mixture
 from alignlab.objectives.mle import MLE
 from alignlab.objectives.optimization import Optimization
 
-__all__ = ["MLE", "InfoNCE", "Loss", "Mixture", "Objective", "Optimization"]
+__all__ = ["MLE", "Contrastive", "InfoNCE", "Loss", "Mixture", "Objective", "Optimization"]

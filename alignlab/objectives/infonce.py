@@ -6,18 +6,19 @@ import torch
 
 from alignlab.batch import Batch
 from alignlab.errors import InputError
-from alignlab.functional import info_nce, normalize
-from alignlab.objectives.base import Loss, Objective
+from alignlab.functional import info_nce
+from alignlab.objectives.base import Loss
+from alignlab.objectives.contrastive import Contrastive
 
 
-class InfoNCE(Objective):
+class InfoNCE(Contrastive):
     """Minimise the cross-entropy of picking the right target among the batch's.
 
         (mean_i -log softmax_j(s <q_i, t_j>)_i + mean_j -log softmax_i(s <q_i, t_j>)_j) / 2      in nats per pair
 
     q and t are normalised states of the last token. Source: van den Oord et al. 2018, arXiv 1807.03748; symmetric
-    and with a learned scale as CLIP, Radford et al. 2021, arXiv 2103.00020. At chance the loss is ln B. Negatives come
-    from the process's own micro-batch.
+    and with a learned scale as CLIP, Radford et al. 2021, arXiv 2103.00020. At chance the loss is ln B, where B
+    counts the pairs of all processes.
 
     Args:
         scale: Multiplier on the cosines, = 1 / temperature; where it starts, when it is learned.
@@ -25,10 +26,10 @@ class InfoNCE(Objective):
         max_scale: Upper end of a learned scale, enforced after every step as open_clip does; None: free.
         symmetric: Both directions; else queries find targets only.
         label_smoothing: In [0, 1).
+        chunk_size: Sequences that are embedded at a time, for batches beyond the memory; None: all.
     """
 
     requires = ("query", "target")
-    coupled = "a query's negatives are the other targets of its own micro-batch"
 
     def __init__(
         self,
@@ -39,8 +40,9 @@ class InfoNCE(Objective):
         max_scale: float | None = 100.0,
         symmetric: bool = True,
         label_smoothing: float = 0.0,
+        chunk_size: int | None = None,
     ) -> None:
-        super().__init__(backbone)
+        super().__init__(backbone, chunk_size=chunk_size)
         if scale <= 0 or (learn_scale and max_scale is not None and scale > max_scale):
             raise InputError(
                 f"InfoNCE needs 0 < scale <= max_scale, got {scale = }, {max_scale = }; max_scale: null lifts it"
@@ -53,15 +55,22 @@ class InfoNCE(Objective):
         self.label_smoothing = label_smoothing
 
     def loss(self, batch: Batch) -> Loss:
-        queries = normalize(self.backbone.embed(batch.query))  # (B, D)
-        targets = normalize(self.backbone.embed(batch.target))
-        scale = self.log_scale.exp()
-        mean = info_nce(queries, targets, scale=scale, symmetric=self.symmetric, label_smoothing=self.label_smoothing)
-        cosines = (queries @ targets.T).detach()
-        found = (cosines.argmax(1) == torch.arange(len(batch), device=cosines.device)).float().mean()
-        positive = cosines.diagonal().mean()
-        negative = (cosines.sum() - cosines.diagonal().sum()) / max(1, cosines.numel() - len(batch))
-        report = {"scale": scale.detach(), "accuracy": found, "positive_cosine": positive, "negative_cosine": negative}
+        queries, targets = self.embed(batch.query), self.embed(batch.target)  # (B, D)
+        all_queries, start = self.everyone(queries)  # (N, D)
+        all_targets, _ = self.everyone(targets)
+        own = torch.arange(start, start + len(batch), device=queries.device)
+        settings = {"scale": self.log_scale.exp(), "labels": own, "label_smoothing": self.label_smoothing}
+        mean = info_nce(queries, all_targets, **settings)
+        if self.symmetric:
+            mean = (mean + info_nce(targets, all_queries, **settings)) / 2
+        cosines = (queries @ all_targets.T).detach()
+        positives = cosines.gather(1, own[:, None])
+        report = {
+            "scale": self.log_scale.detach().exp(),
+            "accuracy": (cosines.argmax(1) == own).float().mean(),
+            "positive_cosine": positives.mean(),
+            "negative_cosine": (cosines.sum() - positives.sum()) / max(1, cosines.numel() - len(batch)),
+        }
         return Loss(mean, len(batch), report)
 
     def on_train_batch_end(self, *arguments) -> None:

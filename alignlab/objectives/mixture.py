@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Mapping
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from alignlab.backbones import Backbone
 from alignlab.batch import Batch
 from alignlab.errors import InputError
+from alignlab.functional import total
 from alignlab.objectives.base import Loss, Objective
 
 
@@ -15,7 +17,7 @@ class Mixture(Objective):
 
         sum over parts p of weights_p * mean_p
 
-    The parts' means are over different things (tokens, pairs), so micro-batches and processes count by samples.
+    The parts' means are over different things (tokens, pairs), each over all processes; micro-batches count by samples.
 
     Args:
         parts: Name -> objective, still to be given its backbone; the names prefix what each part reports.
@@ -44,7 +46,15 @@ class Mixture(Objective):
 
     def loss(self, batch: Batch) -> Loss:
         losses = {name: part.loss(batch) for name, part in self.parts.items()}
-        mean = sum(self.weights[name] * loss.mean for name, loss in losses.items())
+        samples = total(float(len(batch)), device=self.backbone.device) / len(batch)
+        mean = sum(self.weights[name] * loss.mean * _share(loss) * samples for name, loss in losses.items())
         report = {f"{name}/loss": loss.mean.detach() for name, loss in losses.items()}
         report |= {f"{name}/{key}": value for name, loss in losses.items() for key, value in loss.report.items()}
         return Loss(mean, len(batch), report)
+
+
+def _share(loss: Loss) -> Tensor:
+    """How much of what a part averages over, in all processes, is this process's; 1 where there is only one."""
+    weight = torch.as_tensor(loss.weight, dtype=loss.mean.dtype, device=loss.mean.device).detach()
+    everywhere = total(weight)
+    return torch.where(everywhere > 0, weight / everywhere, 1.0)

@@ -1,0 +1,50 @@
+"""tiny: a random model of a few thousand weights, for what has to hold of any model."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+from alignlab.backbones.locations import locate
+
+
+def write_tiny(folder: Path, *, layers: int = 1, dropout: float = 0.0) -> None:
+    """Write a random LLaVA with the lab's processor, as a directory that ``Backbone`` reads.
+
+    Args:
+        layers: Of the vision tower and of the language model each.
+        dropout: Of their attention.
+    """
+    start = locate("scenes-parts")
+    config = AutoConfig.from_pretrained(start)
+    for part in (config.vision_config, config.text_config):
+        part.hidden_size, part.intermediate_size, part.num_hidden_layers = 32, 48, layers
+        part.attention_dropout = dropout
+    AutoModelForImageTextToText.from_config(config).save_pretrained(folder)
+    AutoProcessor.from_pretrained(start).save_pretrained(folder)
+
+
+def make_exact(model: nn.Module) -> None:
+    """Let a LLaVA compute in float64 throughout; as it comes, its Llama rounds norms and angles to float32."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            match type(child).__name__:
+                case "LlamaRMSNorm":
+                    norm = nn.RMSNorm(child.weight.shape, eps=child.variance_epsilon, dtype=torch.float64)
+                    norm.weight = child.weight
+                    setattr(module, name, norm)
+                case "LlamaRotaryEmbedding":
+                    setattr(module, name, _Rotary(child.inv_freq))
+
+
+class _Rotary(nn.Module):
+    """Rotary position embeddings (Su et al. 2021, https://arxiv.org/abs/2104.09864), in the precision of the states."""
+
+    def __init__(self, frequencies: Tensor) -> None:
+        super().__init__()
+        self.frequencies = nn.Buffer(frequencies.double(), persistent=False)
+
+    def forward(self, states: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        angles = (position_ids[..., None] * self.frequencies).repeat(1, 1, 2)
+        return angles.cos().to(states.dtype), angles.sin().to(states.dtype)

@@ -1,0 +1,218 @@
+"""Properties that one forward and backward pass, or a few, can show."""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from alignlab.batch import IGNORE, Batch, Tokens
+from alignlab.certificate.case import EXACT, Case, Trace, relative, trace
+from alignlab.certificate.findings import Finding, compare
+from alignlab.functional import held_constants
+from alignlab.objectives import Contrastive, Objective
+
+DERIVATIVE = 1e-5
+"""Bound on a gradient beside a central difference, whose own error is about 1e-8."""
+
+HALF = 0.1
+"""Bound on loss and gradient in bfloat16, which has 8 bits; about 0.02 is usual."""
+
+
+def order(case: Case) -> Finding:
+    """The samples' order in the batch changes nothing, noise and dropout of the objective's own included."""
+    objective, batch = case.replica(), case.batch()
+    expected = trace(objective, batch)
+    found: dict[str, float] = {}
+    for examples in (case.examples[::-1], [*case.examples[2:], *case.examples[:2]]):
+        _worse(found, expected.deviations(trace(objective, case.batch(examples))))
+    return compare("order", found, EXACT)
+
+
+def padding(case: Case) -> Finding:
+    """Neither the side nor the amount of padding changes anything."""
+    objective, batch = case.replica(), case.batch()
+    expected = trace(objective, batch)
+    encoder = objective.backbone.encoder
+    found: dict[str, float] = {}
+    encoder.padding_side = "left"
+    left = encoder.batch(list(case.examples), tuple(objective.requires))
+    for given, before, after in ((left, 0, 0), (left, 3, 0), (batch, 0, 5), (batch, 2, 1)):
+        padded = _padded(given, before, after, encoder.pad_id)
+        _worse(found, expected.deviations(trace(objective, padded)))
+    return compare("padding", found, EXACT)
+
+
+def chunks(case: Case) -> Finding:
+    """Embedding in chunks of any size (GradCache) gives the gradients of the whole batch."""
+    objective, batch = case.replica(), case.batch()
+    parts = [module for module in objective.modules() if isinstance(module, Contrastive)]
+    if not parts:
+        return Finding("chunks", "n/a", note="it embeds nothing in chunks (alignlab.objectives.Contrastive)")
+    expected = trace(objective, batch)
+    found: dict[str, float] = {}
+    for size in (1, 2, 4):
+        for part in parts:
+            part.chunk_size = size
+        deviations = expected.deviations(trace(objective, batch))
+        _worse(found, {f"{what}, in chunks of {size}": value for what, value in deviations.items()})
+    return compare("chunks", found, EXACT)
+
+
+def recomputation(case: Case) -> Finding:
+    """Gradient checkpointing changes nothing, whatever is drawn on the way."""
+    found: dict[str, float] = {}
+    batch = case.batch()
+    for dropout in (0.0, 0.1):
+        objective = case.replica(dropout=dropout)
+        expected = trace(objective, batch)
+        recomputing = case.replica(dropout=dropout)
+        recomputing.backbone.model.gradient_checkpointing_enable()
+        _worse(found, expected.deviations(trace(recomputing, batch)))
+    return compare("recomputation", found, EXACT)
+
+
+def purity(case: Case) -> Finding:
+    """``loss`` leaves the batch as it is, logs nothing, and reports detached scalars."""
+    objective, batch = case.replica(), case.batch()
+    before, logged = copy.deepcopy(batch), []
+    objective.log = objective.log_dict = lambda *arguments, **settings: logged.append(arguments[0])
+    loss = objective.loss(batch)
+    wrong = [f"writes into the batch's {name}" for name in _changed(vars(before), vars(batch))]
+    wrong += [f"logs {name}" for name in logged]
+    for name, value in loss.report.items():
+        value = torch.as_tensor(value)
+        if value.requires_grad:
+            wrong.append(f"reports {name} with its graph")
+        elif value.ndim or not value.isfinite():
+            wrong.append(f"reports {name}, which is no finite scalar")
+    if torch.as_tensor(loss.weight).requires_grad:
+        wrong.append("weighs with a graph")
+    if wrong:
+        return Finding("purity", "fails", note="; ".join(f"loss {what}" for what in wrong))
+    return Finding("purity", "holds")
+
+
+def derivative(case: Case) -> Finding:
+    """The gradient is the derivative of the loss, with dropout held, in chunks, and with what is declared constant.
+
+    A value that an objective takes as a constant is declared by ``alignlab.functional.stop_gradient``.
+    """
+    found: dict[str, float] = {}
+    batch = case.batch()
+    for dropout, size in ((0.0, None), (0.1, None), (0.1, 2)):
+        objective = case.replica(dropout=dropout)
+        for part in objective.modules():
+            if isinstance(part, Contrastive):
+                part.chunk_size = size
+        how = f", with dropout {dropout}" * bool(dropout) + f", in chunks of {size}" * bool(size)
+        with held_constants() as again:
+            seen = trace(objective, batch)
+            for where, parameters in _groups(objective).items():
+                again()
+                found[f"the derivative along {where}{how}"] = _off(objective, batch, seen, parameters, again)
+    return compare("derivative", found, DERIVATIVE)
+
+
+def half(case: Case) -> Finding:
+    """A step in bfloat16 is close to one in float64."""
+    batch, found = case.batch(), {}
+    expected = trace(case.replica(), batch)
+    for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
+        objective = case.replica().float().to(device)
+        with torch.autocast(device, torch.bfloat16):
+            seen = trace(objective, batch.to(device))
+        found[f"the loss on {device}"] = relative(seen.loss.double().cpu() - expected.loss, expected.loss.abs())
+        off = [seen.gradients[name].double().cpu() - value for name, value in expected.gradients.items()]
+        found[f"the gradient on {device}"] = relative(torch.cat([each.flatten() for each in off]), expected.norm())
+    return compare("bfloat16", found, HALF)
+
+
+def _worse(found: dict[str, float], deviations: Mapping[str, float]) -> None:
+    for what, value in deviations.items():
+        found[what] = max(found.get(what, 0.0), value) if value == value else value
+
+
+def _padded(batch: Batch, before: int, after: int, pad_id: int) -> Batch:
+    """The batch with more padding on both sides of every sequence."""
+
+    def widened(tensor: Tensor, value: int) -> Tensor:
+        return F.pad(tensor, (before, after), value=value)
+
+    def pad(tokens: Tokens) -> Tokens:
+        shape = tokens.input_ids.shape
+        vision = {
+            key: widened(value, 0) if isinstance(value, Tensor) and value.shape == shape else value
+            for key, value in tokens.vision.items()
+        }
+        return replace(
+            tokens,
+            input_ids=widened(tokens.input_ids, pad_id),
+            attention_mask=widened(tokens.attention_mask, 0),
+            labels=widened(tokens.labels, IGNORE),
+            image_mask=widened(tokens.image_mask, False),
+            vision=vision,
+        )
+
+    changed: dict[str, Any] = {name: pad(value) for name, value in vars(batch).items() if isinstance(value, Tokens)}
+    if batch.roles is not None:
+        changed["roles"] = widened(batch.roles, -1)
+    return replace(batch, **changed)
+
+
+def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in before.items():
+        now = after[name]
+        if isinstance(value, Tokens):
+            value, now = vars(value), vars(now)
+        if isinstance(value, Mapping):
+            yield from (f"{name}.{inner}" for inner in _changed(value, now))
+        elif not (torch.equal(value, now) if isinstance(value, Tensor) else value == now):
+            yield name
+
+
+def _groups(objective: Objective) -> dict[str, list[torch.nn.Parameter]]:
+    """What trains, part by part; an objective's own parameters one by one."""
+    part = {id(parameter): name for parameter, name in objective.backbone.part_of()}
+    groups: dict[str, list[torch.nn.Parameter]] = {}
+    for name, parameter in objective.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault(f"the {part[id(parameter)]}" if id(parameter) in part else name, []).append(parameter)
+    return groups
+
+
+def _off(
+    objective: Objective, batch: Batch, seen: Trace, parameters: Sequence[torch.nn.Parameter], again: Any
+) -> float:
+    """How far the gradient along a random direction is from the difference of the losses on either side."""
+    names = {id(parameter): name for name, parameter in objective.named_parameters()}
+    generator = torch.Generator().manual_seed(1)
+    drawn = [torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype) for parameter in parameters]
+    size = torch.stack([each.norm() for each in drawn]).norm()
+    direction = [each / size for each in drawn]
+    gradient = [seen.gradients[names[id(parameter)]] for parameter in parameters]
+    slope = sum((g * d).sum() for g, d in zip(gradient, direction, strict=True))
+    step, sides = 1e-4, []
+    for sign in (1, -1):
+        with torch.no_grad(), _moved(parameters, direction, sign * step):
+            torch.manual_seed(0)
+            again()
+            sides.append(objective.loss(batch).mean)
+    difference = (sides[0] - sides[1]) / (2 * step)
+    # A random direction meets a gradient at a right angle, nearly: its slope is small beside the gradient.
+    steepest = torch.stack([g.norm() for g in gradient]).norm() / max(sum(g.numel() for g in gradient), 1) ** 0.5
+    return relative(difference - slope, max(slope.abs(), steepest, 1e-5 * seen.norm()))
+
+
+@contextmanager
+def _moved(parameters: Sequence[Tensor], direction: Sequence[Tensor], step: float) -> Iterator[None]:
+    before = [parameter.clone() for parameter in parameters]
+    for parameter, each in zip(parameters, direction, strict=True):
+        parameter.add_(each, alpha=step)
+    yield
+    for parameter, kept in zip(parameters, before, strict=True):
+        parameter.copy_(kept)

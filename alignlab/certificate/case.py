@@ -1,0 +1,101 @@
+"""Case: one objective on a tiny model, and what its loss and gradients are."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from alignlab.adapters import Full
+from alignlab.backbones import Backbone
+from alignlab.backbones.tiny import make_exact, write_tiny
+from alignlab.batch import Batch, Example
+from alignlab.objectives import Objective
+
+EXACT = 1e-9
+"""Bound on what should agree but for rounding in float64."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A loss and the gradients it sends to what trains."""
+
+    loss: Tensor
+    gradients: Mapping[str, Tensor]
+
+    def deviations(self, other: "Trace") -> dict[str, float]:
+        """How far another one is off, relative to this one: its loss and the gradient of each parameter.
+
+        A gradient is measured against its own size, or where that is nothing, against a millionth of all gradients'.
+        """
+        floor = 1e-6 * self.norm()
+        found = {"the loss": relative(other.loss - self.loss, self.loss.abs())}
+        for name, gradient in self.gradients.items():
+            size = gradient.norm().clamp(min=floor)
+            found[f"the gradient of {name}"] = relative(other.gradients[name] - gradient, size)
+        return found
+
+    def norm(self) -> float:
+        return float(torch.stack([gradient.norm() for gradient in self.gradients.values()]).norm())
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is certified.
+
+    Args:
+        objective: On a tiny random model in float64, its vision tower frozen; never used, only copied.
+        examples: What it is certified on.
+        folder: Where runs may leave files.
+    """
+
+    objective: Objective
+    examples: Sequence[Example]
+    folder: Path
+
+    def replica(self, *, dropout: float = 0.0) -> Objective:
+        """The objective anew, in training mode."""
+        replica = copy.deepcopy(self.objective).train()
+        for module in replica.modules():
+            if hasattr(module, "attention_dropout"):
+                module.attention_dropout = dropout
+        return replica
+
+    def batch(self, examples: Sequence[Example] | None = None) -> Batch:
+        objective = self.objective
+        return objective.backbone.encoder.batch(list(examples or self.examples), tuple(objective.requires))
+
+
+def make_case(make: Callable[[Backbone], Objective], examples: Sequence[Example], folder: Path) -> Case:
+    """Give an objective its tiny model. Draws from torch's global generator."""
+    write_tiny(folder / "tiny", layers=2)
+    backbone = Backbone(str(folder / "tiny"), dtype="float64")
+    make_exact(backbone.model)
+    Full(parts=("projector", "language_model")).apply(backbone)
+    return Case(make(backbone).double(), list(examples), folder)
+
+
+def trace(objective: Objective, batch: Batch, *, seed: int = 0) -> Trace:
+    """One forward and backward pass; whatever is drawn is drawn from a generator with this seed."""
+    objective.zero_grad(set_to_none=True)
+    torch.manual_seed(seed)
+    loss = objective.loss(batch)
+    loss.mean.backward()
+    return Trace(loss.mean.detach(), gradients(objective))
+
+
+def gradients(objective: Objective) -> dict[str, Tensor]:
+    """The gradient of everything that trains; zero where there is none."""
+    return {
+        name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
+        for name, parameter in objective.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def relative(difference: Tensor, size: Tensor | float) -> float:
+    """How large a difference is beside a size; 0 where both are nothing."""
+    difference, size = float(difference.norm()), float(size)
+    return 0.0 if difference == 0 else difference / max(size, 1e-300)
