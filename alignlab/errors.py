@@ -6,3 +6,7 @@ class InputError(ValueError):
 
     The message says who needs what, what came, and what would do.
     """
+
+
+class NotFinite(InputError):
+    """A loss or gradient that is not finite, found in all processes before the weights change."""

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import platform
+import random
 import resource
 import subprocess
 import sys
@@ -12,15 +13,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import numpy
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
+from safetensors import SafetensorError
 
 from alignlab.batch import Batch
 from alignlab.errors import InputError
+from alignlab.objectives.base import gathered
 
 PACKAGES = (
     "alignlab",
@@ -57,14 +61,24 @@ class CurveLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **metrics}) + "\n")
+        size = self.size
+        try:
+            with writing(self.path), self.path.open("a") as file:
+                file.write(json.dumps({"step": step, **metrics}) + "\n")
+        except InputError:
+            self.rewind(size)  # no half of a line stays
+            raise
 
-    def rewind(self, step: int) -> None:
-        """Drop what an interrupted run wrote after its last checkpoint."""
-        if self.path.exists():
-            lines = [line for line in self.path.read_text().splitlines() if json.loads(line)["step"] <= step]
-            write(self.path, "".join(line + "\n" for line in lines))
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    @rank_zero_only
+    def rewind(self, size: int) -> None:
+        """Drop what came after ``size`` bytes: what an interrupted run wrote after its last checkpoint."""
+        if self.size > size:
+            os.truncate(self.path, size)
 
 
 class Consumption(Callback):
@@ -100,33 +114,56 @@ class Consumption(Callback):
 
 
 class Randomness(Callback):
-    """Keeps torch's generators with the checkpoint, so that dropout and noise go on as if nothing had happened."""
+    """Keeps every process's random numbers with the checkpoint: dropout, noise and augmentation go on as they were."""
 
     def __init__(self) -> None:
         self._kept: dict[str, Any] | None = None
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+    def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["randomness"] = gathered(_randomness(module.device))
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._kept = state
+    def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if len(checkpoint["randomness"]) == trainer.world_size:
+            self._kept = checkpoint["randomness"][trainer.global_rank]
 
-    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Batch, batch_idx: int) -> None:
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         # Not before: what comes between loading and the first batch draws numbers too.
         if self._kept is not None:
-            torch.set_rng_state(self._kept["cpu"])
-            torch.cuda.set_rng_state_all(self._kept["cuda"])
+            _set_randomness(self._kept, module.device)
             self._kept = None
+
+
+def _randomness(device: torch.device) -> dict[str, Any]:
+    """The state of all generators, as tensors and plain values, which load without unpickling code."""
+    name, keys, *rest = numpy.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (name, torch.tensor(keys.astype("int64")), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+    }
+
+
+def _set_randomness(state: dict[str, Any], device: torch.device) -> None:
+    random.setstate(state["python"])
+    name, keys, *rest = state["numpy"]
+    numpy.random.set_state((name, keys.numpy().astype("uint32"), *rest))
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keep a second process out of a run directory, which is made if need be; the lock goes with the process."""
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     if rank_zero_only.rank:  # a process that the first one started
         yield
         return
-    with open(folder / ".lock", "a+") as file:
+    with writing(folder / ".lock"):
+        file = open(folder / ".lock", "a+")
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -149,12 +186,43 @@ def claimed_by(config: Path) -> str:
     return config.read_text().partition("\n")[0].removeprefix(CLAIM)
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say in one message which file cannot be written, and why: a full disk, a missing permission."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # torch's writer raises an error of its own over that of the file system; safetensors' replaces it.
+        reason = error.__context__ if isinstance(error, RuntimeError) else error
+        if isinstance(reason, OSError):
+            reason = reason.strerror or reason
+        elif not isinstance(reason, SafetensorError):
+            raise
+        raise InputError(f"{path} cannot be written: {reason}; make room, or choose another --output") from error
+
+
+@contextmanager
+def replacing(path: Path, *, keep: Path | None = None) -> Iterator[BinaryIO]:
+    """A file that takes the place of ``path`` once it is whole and on the disk; what was there goes to ``keep``."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with writing(path):
+            with partial.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            if keep is not None and path.exists():
+                os.replace(path, keep)
+            os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 @rank_zero_only
 def write(path: Path, text: str) -> None:
     """Write a file whole or not at all; the first process alone."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -163,14 +231,16 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_items(folder: Path, name: str, items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Write an evaluator's items as JSON lines, pictures as PNG beside them; give them back as written."""
-    (folder / "items").mkdir(exist_ok=True)
-    (folder / "pictures").mkdir(exist_ok=True)
+    for part in ("items", "pictures"):
+        with writing(folder / part):
+            (folder / part).mkdir(exist_ok=True)
     rows = []
     for item in items:
         row = dict(item)
         if row.get("picture") is not None:
             file = f"pictures/{name}-{len(rows)}.png"
-            row["picture"].save(folder / file)
+            with writing(folder / file):
+                row["picture"].save(folder / file)
             row["picture"] = file
         rows.append(row)
     write(folder / "items" / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))

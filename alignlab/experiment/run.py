@@ -63,9 +63,7 @@ def run(
             run(stage, stages / name, on_progress=on_progress, stages=stages)
         experiment = instantiate({**placed, "stages": {}})
         seed_everything(config["seed"], workers=True, verbose=False)
-        metrics = _train_and_judge(config, experiment, output, on_progress or (lambda progress: None))
-        record.write_json(output / "metrics.json", metrics)
-    return metrics
+        return _train_and_judge(config, experiment, output, on_progress or (lambda progress: None))
 
 
 def refuse_foreign(config: dict[str, Any], output: Path) -> None:
@@ -105,7 +103,8 @@ def evaluate_run(run_directory: Path, *, on_progress: OnProgress | None = None) 
     config = _finished(run_directory)
     quiet_libraries()
     folder = run_directory / "evaluation"
-    folder.mkdir(exist_ok=True)
+    with record.writing(folder):
+        folder.mkdir(exist_ok=True)
     notify = on_progress or (lambda progress: None)
     experiment = instantiate({**config, "stages": {}, "backbone": {**config["backbone"], "fresh": [], "take": None}})
     seed_everything(config["seed"], workers=True, verbose=False)
@@ -165,7 +164,7 @@ def _train_and_judge(
         from alignlab.experiment import wandb
 
         name = f"{type(objective).__name__}-seed{config['seed']}"
-        mirror = wandb.make_logger(experiment.wandb, config=config, folder=output, name=name, id=run_id(config, output))
+        mirror = wandb.mirror(experiment.wandb, config=config, folder=output, name=name, id=run_id(config, output))
     trainer = fit(
         objective,
         experiment.data,
@@ -183,12 +182,15 @@ def _train_and_judge(
         backbone, experiment, output, lambda name: notify(Progress("evaluate", trainer.global_step, 0, {}))
     )
     evaluated = time.perf_counter() - started
-    backbone.save(output / "backbone", dtype=config["save_dtype"])
-    if mirror is not None:
-        wandb.log_results(mirror, scores=scores, items=items, folder=output)
-        wandb.finish()
+    with record.writing(output / "backbone"):
+        backbone.save(output / "backbone", dtype=config["save_dtype"])
+    metrics = _summary(config, objective, trainer.global_step, scores, spent, evaluated)
+    record.write_json(output / "metrics.json", metrics)
+    if mirror is not None:  # last, since it waits for the network
+        mirror.log_results(scores=scores, items=items, folder=output)
+        mirror.finish()
     notify(Progress("done", trainer.global_step, trainer.global_step, scores))
-    return _summary(config, objective, trainer.global_step, scores, spent, evaluated)
+    return metrics
 
 
 def _summary(

@@ -1,63 +1,120 @@
 """Weights & Biases: a mirror of the run directory, offline unless asked; the package's one door to wandb."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import wandb
-from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
+from alignlab.errors import InputError
 from alignlab.experiment.config import WandbSettings
 
+INIT_SECONDS, FINISH_SECONDS = 30, 120
+"""How long W&B may try to begin a run, and to upload what is left of it."""
 
-def make_logger(settings: WandbSettings, *, config: Mapping[str, Any], folder: Path, name: str, id: str) -> WandbLogger:
-    """A logger whose files lie in the run directory; a resumed run keeps its id."""
+
+def mirror(settings: WandbSettings, *, config: Mapping[str, Any], folder: Path, name: str, id: str) -> "Mirror":
+    """Begin a mirror whose files lie in the run directory; a resumed run keeps its id.
+
+    Raises:
+        InputError: W&B does not begin a run: it cannot be reached, or nobody is logged in.
+    """
     # Pictures of tables wait for their upload in W&B's data directory, by default one for all runs in the user's home;
     # here they stay beside the run that `wandb sync` uploads.
     os.environ["WANDB_DATA_DIR"] = str(folder.resolve() / "wandb")
     if rank_zero_only.rank:
-        return WandbLogger(save_dir=folder)  # never asked for a run outside the first process
-    run = wandb.init(
-        project=settings.project,
-        entity=settings.entity,
-        group=settings.group,
-        name=settings.name or name,
-        tags=list(settings.tags),
-        dir=folder,
-        id=id,
-        resume="allow",
-        mode=settings.mode,
-        config=dict(config),
-        settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
-    )
+        return Mirror(None)
+    try:
+        run = wandb.init(
+            project=settings.project,
+            entity=settings.entity,
+            group=settings.group,
+            name=settings.name or name,
+            tags=list(settings.tags),
+            dir=folder,
+            id=id,
+            resume="allow",
+            mode=settings.mode,
+            config=dict(config),
+            settings=wandb.Settings(
+                silent=True,
+                console="off",
+                x_disable_stats=True,
+                init_timeout=INIT_SECONDS,
+                finish_timeout=FINISH_SECONDS,
+            ),
+        )
+    except wandb.Error as error:
+        raise InputError(
+            f"wandb.mode {settings.mode}: Weights & Biases does not begin a run ({str(error).splitlines()[0]}); with "
+            "wandb.mode offline the run needs no network, and `wandb sync` uploads it later"
+        ) from error
     # Charts over optimizer steps: W&B's own count goes on from where it stopped when a run resumes further back.
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-    return WandbLogger(experiment=run, save_dir=folder)
+    return Mirror(run)
 
 
-def log_results(
-    logger: WandbLogger, *, scores: Mapping[str, float], items: Mapping[str, Sequence[Mapping[str, Any]]], folder: Path
-) -> None:
-    """Scores into the summary; of each evaluator the items with pictures as a table."""
-    run = logger.experiment
-    run.summary.update(dict(scores))
-    columns = ["id", "picture", "prompt", "reference", "output", "score"]
-    for name, rows in items.items():
-        shown = [row for row in rows if row.get("picture")]
-        if not shown:
-            continue
-        table = wandb.Table(columns=columns)
-        for row in shown:
-            table.add_data(
-                *(wandb.Image(str(folder / row["picture"])) if key == "picture" else row.get(key) for key in columns)
+class Mirror(Logger):
+    """Shows a run in W&B; where W&B fails, the run goes on without it.
+
+    Args:
+        run: None outside the first process.
+    """
+
+    def __init__(self, run: "wandb.Run | None") -> None:
+        super().__init__()
+        self._run = run
+
+    @property
+    def name(self) -> str:
+        return "wandb"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def log_hyperparams(self, *arguments: Any) -> None:
+        """The config was given at the beginning."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self._try(lambda run: run.log({**metrics, "trainer/global_step": step}))
+
+    def log_results(
+        self, *, scores: Mapping[str, float], items: Mapping[str, Sequence[Mapping[str, Any]]], folder: Path
+    ) -> None:
+        """Scores into the summary; of each evaluator the items with pictures as a table."""
+        self._try(lambda run: run.summary.update(dict(scores)))
+        for name, rows in items.items():
+            if shown := [row for row in rows if row.get("picture")]:
+                self._try(lambda run, name=name, shown=shown: run.log({f"examples/{name}": _table(shown, folder)}))
+
+    def finish(self) -> None:
+        """Close the run and wait for its files: ``run.finish`` alone returns before an offline run is written."""
+        self._try(lambda run: run.finish())
+        self._try(lambda run: wandb.teardown())
+
+    def _try(self, action: "Callable[[wandb.Run], None]") -> None:
+        if self._run is None:
+            return
+        try:
+            action(self._run)
+        except Exception as error:  # whatever it is: nothing that a mirror does may stop a run
+            self._run = None
+            rank_zero_warn(
+                f"Weights & Biases failed ({type(error).__name__}: {error}) and gets nothing more of this run, which "
+                "goes on: curve.jsonl and metrics.json are complete"
             )
-        run.log({f"examples/{name}": table})
 
 
-def finish() -> None:
-    """Close the run and wait for its files: ``wandb.finish`` alone returns before an offline run is written."""
-    wandb.finish()
-    wandb.teardown()
+def _table(rows: Sequence[Mapping[str, Any]], folder: Path) -> wandb.Table:
+    columns = ["id", "picture", "prompt", "reference", "output", "score"]
+    table = wandb.Table(columns=columns)
+    for row in rows:
+        table.add_data(
+            *(wandb.Image(str(folder / row["picture"])) if key == "picture" else row.get(key) for key in columns)
+        )
+    return table

@@ -4,16 +4,17 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
+from torch import Tensor, distributed
 
 from alignlab.backbones import Backbone
 from alignlab.batch import Batch
 from alignlab.data.base import check_supplies
+from alignlab.errors import NotFinite
 from alignlab.functional import upcast
 from alignlab.objectives.averages import Averages
 from alignlab.objectives.optimization import Optimization, optimizer_and_schedule
@@ -50,6 +51,9 @@ class Objective(LightningModule):
     coupled: ClassVar[str] = ""
     """Why accumulating micro-batches is not a larger batch, where it is not."""
 
+    per_process: ClassVar[str] = ""
+    """Why several processes are not one with a larger batch, where they are not."""
+
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.backbone = backbone
@@ -57,6 +61,7 @@ class Objective(LightningModule):
         self._seen = Averages()
         self._validated = Averages()
         self._step_weight: Tensor | float = 0.0
+        self._step_batches: list[tuple[tuple[str, ...], Tensor]] = []
         self.logged: Mapping[str, float] = {}
 
     @abstractmethod
@@ -69,12 +74,17 @@ class Objective(LightningModule):
         data.connect(partial(self.backbone.encoder.batch, sequences=tuple(self.requires)))
         if self.coupled and self.trainer.accumulate_grad_batches > 1:
             rank_zero_warn(f"{type(self).__name__}: accumulating micro-batches is not a larger batch: {self.coupled}")
+        if self.per_process and self.trainer.world_size > 1:
+            rank_zero_warn(f"{type(self).__name__}: several processes are not one larger batch: {self.per_process}")
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = self.loss(batch)
         weight = self._seen.add(loss)
-        self._step_weight = self._step_weight + weight
-        return upcast(loss.mean) * weight
+        mean = upcast(loss.mean)
+        # A mean that is not finite makes the weight NaN, and with it that of the whole step, in every process.
+        self._step_weight = self._step_weight + weight + 0.0 * mean.detach()
+        self._step_batches.append((batch.ids, mean.detach()))
+        return mean * weight
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         # Summed over micro-batches by us, divided by their number by Lightning, averaged over processes by the
@@ -84,15 +94,19 @@ class Objective(LightningModule):
         factor = count / total.clamp(min=1e-30)  # where there was nothing to train on, gradients of 0 stay 0
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         torch._foreach_mul_(gradients, factor)
-        self._step_weight = 0.0
+        norm = torch.nn.utils.get_total_norm(gradients)
+        # In float16 a scaler finds gradients that overflow, and leaves out their step.
+        if not torch.isfinite(total if self.trainer.precision == "16-mixed" else norm):
+            raise self._not_finite()
+        self._step_weight, self._step_batches = 0.0, []
         # Logging every metric every step costs more than a small step itself, so metrics are buffered and flushed.
         step = self.trainer.global_step + 1
         if step % self.trainer.log_every_n_steps == 0 or step == self.trainer.max_steps:
-            self._seen.latest["grad_norm"] = torch.nn.utils.get_total_norm(gradients)
+            self._seen.latest["grad_norm"] = norm
             self._seen.latest["lr"] = self.lr_schedulers().get_last_lr()[0]
             self._log("train", self._seen, step)
 
-    def on_train_end(self) -> None:
+    def on_fit_end(self) -> None:
         if self._seen.rows:  # steps since the last flush, where epochs or time end the training
             self._log("train", self._seen, self.trainer.global_step)
 
@@ -108,9 +122,37 @@ class Objective(LightningModule):
     def configure_optimizers(self) -> dict:
         return optimizer_and_schedule(self, self.optimization, int(self.trainer.estimated_stepping_batches))
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["unlogged"] = gathered(self._seen.rows)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if len(checkpoint["unlogged"]) == self.trainer.world_size:
+            rows, device = checkpoint["unlogged"][self.trainer.global_rank], self.trainer.strategy.root_device
+            self._seen.rows = {names: [row.to(device) for row in kept] for names, kept in rows.items()}
+
+    def _not_finite(self) -> NotFinite:
+        """What to say of the step under way; called in all processes."""
+        batches = [(ids, bool(mean.isfinite())) for ids, mean in self._step_batches]
+        batches = [batch for process in gathered(batches) for batch in process]
+        bad = [ids for ids, finite in batches if not finite]
+        what, where = ("loss", bad) if bad else ("gradient", [ids for ids, _ in batches])
+        return NotFinite(
+            f"{type(self).__name__}: the {what} of step {self.trainer.global_step + 1} is not finite; lower "
+            f"optimization.lr, or look at its examples: {', '.join(id for ids in where for id in ids)}"
+        )
+
     def _log(self, phase: str, averages: Averages, step: int) -> dict[str, float]:
         metrics = {f"{phase}/{name}": value for name, value in averages.flush(self.trainer.strategy).items()}
         self.logged = metrics
         for logger in self.trainer.loggers:
             logger.log_metrics(metrics, step=step)
         return metrics
+
+
+def gathered(value: Any) -> list[Any]:
+    """What each process has, by rank; every process has to call it."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return [value]
+    values = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
+    return values

@@ -223,21 +223,6 @@ def test_the_last_checkpoint_is_that_of_the_last_step(config, tmp_path):
     assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 7
 
 
-def test_a_truncated_checkpoint_is_named(config, tmp_path):
-    config = resolve({**config, "evaluators": []})
-    with pytest.raises(KeyboardInterrupt):
-        run(config, tmp_path, on_progress=interrupt)
-    checkpoint = tmp_path / "checkpoints" / "last.ckpt"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
-    with pytest.raises(InputError, match="last.ckpt cannot be read; delete it"):
-        run(config, tmp_path)
-
-
-def interrupt(progress):
-    if progress.step == 5:
-        raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
