@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from alignlab.backbones import Backbone as Backbone
     from alignlab.batch import Batch as Batch
     from alignlab.batch import Example as Example
+    from alignlab.certificate import certify as certify
     from alignlab.errors import InputError as InputError
     from alignlab.experiment.run import load as load
     from alignlab.objectives import Loss as Loss
@@ -19,10 +20,11 @@ _HOMES = {
     "InputError": "alignlab.errors",
     "Loss": "alignlab.objectives",
     "Objective": "alignlab.objectives",
+    "certify": "alignlab.certificate",
     "load": "alignlab.experiment.run",
 }
 
-__all__ = ["Backbone", "Batch", "Example", "InputError", "Loss", "Objective", "load"]
+__all__ = ["Backbone", "Batch", "Example", "InputError", "Loss", "Objective", "certify", "load"]
 
 
 def __getattr__(name: str) -> Any:

@@ -46,7 +46,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     elif not hasattr(arguments, "command"):
         parser.print_help()
         arguments.command = lambda arguments, rest: 0
-    if rest and arguments.command not in (_fit, _study_run, _inspect):
+    if rest and arguments.command not in (_fit, _study_run, _inspect, _certify):
         raise InputError(f"unrecognised: {' '.join(rest)}")
     return arguments, rest
 
@@ -73,6 +73,10 @@ def _make_parser() -> tuple[argparse.ArgumentParser, Any]:
     inspect = _command(commands, "inspect", _inspect, "write a page with examples as the model will see them")
     inspect.add_argument("config", type=Path, metavar="CONFIG", help="an experiment's YAML")
     inspect.add_argument("--output", type=Path, metavar="FILE", help="the page (default: runs/inspect/NAME.html)")
+    certify = _command(commands, "certify", _certify, "show that nothing silently changes an objective's gradients")
+    certify.add_argument("objective", nargs="?", metavar="OBJECTIVE", help="a name, a class path, or a config's YAML")
+    certify.add_argument("--all", action="store_true", help="all objectives of alignlab")
+    certify.add_argument("--json", action="store_true", help="print JSON instead of tables")
     _command(commands, "objectives", _objectives, "list the objectives, what they require and their settings")
     study = commands.add_parser(
         "study", help="compare objectives: run a study, or write its report again", allow_abbrev=False
@@ -89,7 +93,7 @@ def _make_parser() -> tuple[argparse.ArgumentParser, Any]:
 
 
 def _command(parent: Any, name: str, function: Callable, help: str) -> argparse.ArgumentParser:
-    takes_settings = function in (_fit, _inspect, _study_run)
+    takes_settings = function in (_fit, _inspect, _study_run, _certify)
     parser = parent.add_parser(
         name,
         help=help,
@@ -175,6 +179,14 @@ def _inspect(arguments: argparse.Namespace, rest: list[str]) -> int:
     page = arguments.output or Path("runs") / "inspect" / f"{arguments.config.stem}.html"
     print(f"page: {inspect(config, page)}")
     return 0
+
+
+def _certify(arguments: argparse.Namespace, rest: list[str]) -> int:
+    if arguments.all == (arguments.objective is not None):
+        raise InputError("certify needs an objective, e.g. `alignlab certify InfoNCE`, or --all, and not both")
+    from alignlab.certificate.command import run
+
+    return run([arguments.objective] if arguments.objective else [], overrides_from(rest), as_json=arguments.json)
 
 
 def _objectives(arguments: argparse.Namespace, rest: list[str]) -> int:

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "alignlab"
 FLOORS = (
     "errors", "batch", "functional", "modules", "backbones", "adapters", "data", "objectives", "evaluation",
-    "certificate", "experiment", "study", "cli",
+    "experiment", "certificate", "study", "cli",
 )  # fmt: skip
 DOORS = {
     "wandb": {"experiment/wandb.py"},

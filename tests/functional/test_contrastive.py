@@ -108,3 +108,12 @@ def test_matches_vlm2vec_with_shared_hard_negatives(golden):
         _compare(case, loss, inputs, file["tolerance"][case["dtype"]])
         compared += 1
     assert compared >= 5
+
+
+def test_info_nce_keeps_its_precision_under_autocast():
+    queries, targets = (normalize(torch.randn(16, 8, generator=torch.Generator().manual_seed(seed))) for seed in (0, 1))
+    expected = info_nce(queries, targets, scale=100.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(info_nce(queries, targets, scale=100.0), expected)
+        narrow = torch.nn.functional.cross_entropy(100 * queries @ targets.T, torch.arange(16))
+    assert abs(narrow - expected) > 1e-3  # what autocast would have made of it

@@ -1,0 +1,66 @@
+"""command: what ``alignlab certify`` does."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from alignlab.certificate.certify import NUM_EXAMPLES, certify
+from alignlab.certificate.findings import Certificate
+from alignlab.experiment.config import describe_objectives, instantiate, resolve_file
+
+SETTINGS = {"Mixture": ["objective.parts={likelihood: MLE, contrast: InfoNCE}"]}
+"""Of shipped objectives that cannot do without."""
+
+
+def certify_named(name: str, overrides: Sequence[str]) -> Certificate:
+    """Certify the objective of a config file, or one by its name or class path with its settings.
+
+    Args:
+        name: Without a config, the examples are the lab's.
+        overrides: Settings, as ``objective.scale=20``.
+
+    Raises:
+        InputError: There is no such objective, or the data lack what it requires.
+    """
+    if name.endswith((".yaml", ".yml")):
+        config = resolve_file(Path(name), overrides)
+    else:
+        config = resolve_file(None, [f"objective={name}", "data=Scenes", *SETTINGS.get(name, ()), *overrides])
+    experiment = instantiate({**config, "stages": {}})
+    examples = experiment.data.examples("train")
+    return certify(experiment.make_objective, [examples[index] for index in range(min(NUM_EXAMPLES, len(examples)))])
+
+
+def run(names: Sequence[str], overrides: Sequence[str], *, as_json: bool) -> int:
+    """Certify, print, and return the exit code: 1 if a property fails.
+
+    Args:
+        names: None for all shipped objectives.
+    """
+    console, certificates = Console(), []
+    for name in names or [entry.name for entry in describe_objectives()]:
+        with console.status(f"certifying {name}", spinner="line"):
+            certificates.append(certify_named(name, overrides))
+        if not as_json:
+            console.print(table(certificates[-1]))
+    if as_json:
+        print(json.dumps([certificate.as_dict() for certificate in certificates], indent=2))
+    return 0 if all(certificate.holds for certificate in certificates) else 1
+
+
+def table(certificate: Certificate) -> Table:
+    """The findings, a line each."""
+    shown = Table(title=f"{certificate.objective}: {'holds' if certificate.holds else 'FAILS'}", title_justify="left")
+    for column in ("property", "verdict", "worst deviation", "bound", "note"):
+        shown.add_column(column, justify="right" if column in ("worst deviation", "bound") else "left")
+    for each in certificate.findings:
+        style = {"fails": "bold red", "n/a": "dim"}.get(each.verdict)
+        shown.add_row(each.property, each.verdict, *map(_number, (each.deviation, each.bound)), each.note, style=style)
+    return shown
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else "0" if value == 0 else f"{value:.0e}"

@@ -1,0 +1,43 @@
+"""The certificate: right objectives pass it, wrong ones are caught by the property that they break."""
+
+from functools import partial
+
+import broken
+import pytest
+
+from alignlab import certify
+from alignlab.objectives import MLE, InfoNCE, Mixture
+
+SHIPPED = {
+    "MLE": MLE,
+    "InfoNCE": InfoNCE,
+    "InfoNCE, one way": partial(InfoNCE, symmetric=False, learn_scale=False, label_smoothing=0.1),
+    "Mixture": partial(Mixture, parts={"likelihood": MLE, "contrast": InfoNCE}, weights={"contrast": 0.5}),
+}
+IN_CHILDREN = ("processes", "resume", "seeds")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_objective_holds(name, examples):
+    certificate = certify(SHIPPED[name], examples, children=False)
+    assert certificate.holds, [finding for finding in certificate.findings if finding.verdict == "fails"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_objective_holds_in_processes_of_its_own(name, examples):
+    certificate = certify(SHIPPED[name], examples)
+    assert certificate.holds, [finding for finding in certificate.findings if finding.verdict == "fails"]
+    assert {finding.property for finding in certificate.findings} > set(IN_CHILDREN)
+
+
+@pytest.mark.parametrize("objective", [
+    each if each.breaks not in IN_CHILDREN else pytest.param(each, marks=pytest.mark.slow) for each in broken.GALLERY
+], ids=lambda each: each.__name__)  # fmt: skip
+def test_a_broken_objective_is_caught(objective, examples):
+    certificate = certify(objective, examples, children=objective.breaks in IN_CHILDREN)
+    failed = {finding.property: finding.note for finding in certificate.findings if finding.verdict == "fails"}
+    if objective.breaks:
+        assert objective.breaks in failed, certificate
+    else:
+        assert not failed
