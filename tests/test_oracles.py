@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from alignlab import InputError
+from alignlab import InputError, certify
 from alignlab.batch import ROLES, Turn
 from alignlab.functional import normalize, sequence_logps, supervised, token_logps
 from alignlab.objectives import MLE, InfoNCE
@@ -328,3 +328,12 @@ def test_it_falls_on_one_batch_and_leaves_the_batch_alone(make, name, settings, 
     for now, then in zip(batch, before, strict=True):
         assert torch.equal(now.labels, then.labels) and torch.equal(now.input_ids, then.input_ids)
     assert batch.roles is None or torch.equal(batch.roles, before.roles)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("RoleMLE", {}), ("RoleMLE", {"shuffled": True}), ("GroupInfoNCE", {"hardest": 3}), ("TruePreference", {})],
+)
+def test_it_is_certified(make, name, settings, known):
+    certificate = certify(lambda backbone: make(name, backbone, **settings), known, children=False)
+    assert certificate.holds, [finding for finding in certificate.findings if finding.verdict == "fails"]

@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from alignlab import Batch, InputError, Loss
-from alignlab.functional import normalize
 from alignlab.objectives import InfoNCE
 
 
@@ -30,6 +29,7 @@ class GroupInfoNCE(InfoNCE):
     """
 
     requires = ("query", "target", "group")
+    per_process = "groups are compared within a process"
 
     def __init__(
         self,
@@ -46,8 +46,7 @@ class GroupInfoNCE(InfoNCE):
         self.forgets, self.hardest = forgets, hardest
 
     def loss(self, batch: Batch) -> Loss:
-        queries = normalize(self.backbone.embed(batch.query))  # (B, D)
-        targets = normalize(self.backbone.embed(batch.target))
+        queries, targets = self.embed(batch.query), self.embed(batch.target)  # (B, D)
         logits = self.log_scale.exp() * queries @ targets.T  # (B, B)
         forgotten = self._forgotten(batch).to(logits.device)
         right = torch.arange(len(batch), device=logits.device)

@@ -34,6 +34,8 @@ class RoleMLE(Objective):
             raise InputError(f"RoleMLE needs weights >= 0, got {visual = }, {filler = }, {contradictory = }")
         self.weight_of = (visual, filler, contradictory, 1.0)  # in the order of alignlab.batch.ROLES; -1 is no role
         self.shuffled = shuffled
+        if shuffled:
+            self.coupled = self.per_process = "the weights of a micro-batch are dealt out within it"
 
     def loss(self, batch: Batch) -> Loss:
         chat = batch.conversation

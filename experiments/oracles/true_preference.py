@@ -26,6 +26,7 @@ class TruePreference(Objective):
 
     requires = ("conversation", "rejected")
     coupled = "its parts average over different things, so micro-batches are weighted by pairs"
+    per_process = "its parts average over different things, so processes are weighted by pairs"
 
     def __init__(self, backbone, *, beta: float = 0.1, likelihood: float = 1.0, swapped: float = 0.0) -> None:
         super().__init__(backbone)
