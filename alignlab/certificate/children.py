@@ -5,6 +5,7 @@ import multiprocessing.connection
 import os
 import signal
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import forkserver
@@ -12,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+PATIENCE = 120.0
+"""Seconds after which children are taken to wait for each other for ever; they need a few."""
 
 Work = Callable[..., Mapping[str, Any]]
 """What a child does: a function of a module, whose result holds tensors, numbers and texts."""
@@ -52,7 +56,8 @@ def run_children(work: Work, arguments: Sequence[Sequence[Any]], *, killed: bool
         try:
             for child in children:
                 child.start()
-            _join(children)
+            if not _join(children):
+                raise ChildFailed(f"the processes still waited for each other after {PATIENCE:.0f} s")
             results = [torch.load(file, weights_only=True) if file.exists() else {} for file in files]
             if errors := [result["error"] for result in results if "error" in result]:
                 raise ChildFailed(errors[0])
@@ -72,19 +77,25 @@ def side_by_side(*functions: Callable[[], Any]) -> list[Any]:
         return [future.result() for future in [pool.submit(function) for function in functions]]
 
 
-def _join(children: Sequence[Any]) -> None:
-    """Wait for all; when one fails, the others wait for it in vain, so they are ended."""
-    waiting = list(children)
+def _join(children: Sequence[Any]) -> bool:
+    """Wait for all, and say whether they ended; when one fails, the others wait for it in vain, so they are ended."""
+    waiting, end = list(children), time.monotonic() + PATIENCE
     while waiting:
-        ready = multiprocessing.connection.wait([child.sentinel for child in waiting])
+        ready = multiprocessing.connection.wait([child.sentinel for child in waiting], end - time.monotonic())
+        if not ready:
+            return False
         waiting = [child for child in waiting if child.sentinel not in ready]
+        for child in children:
+            child.join(0)  # else its exit code is not known yet
         if any(child.exitcode for child in children):
             for child in waiting:
                 child.kill()
+    return True
 
 
 def _child(work: Work, file: Path, *arguments: Any) -> None:
-    torch.set_num_threads(1)
+    import alignlab.certificate.preloaded  # noqa: F401  (already there, unless the server was started by somebody else)
+
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # torch's C++ warns of what is meant; errors go the other way
     try:
         result = work(*arguments)

@@ -27,7 +27,12 @@ def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield key, value
         return
     for name, item in value.items():
-        if not key and name in ("wandb", "seed", "python_path"):
+        # A stage has what its experiment has.
+        if (not key or (key.startswith("stages.") and key.count(".") == 1)) and name in (
+            "wandb",
+            "seed",
+            "python_path",
+        ):
             continue
         if name == "class_path":
             yield key, str(item).rpartition(".")[2]

@@ -8,6 +8,7 @@ from typing import Any
 from alignlab.errors import InputError
 from alignlab.experiment.reading import merge, parse_override, put, show
 from alignlab.experiment.reading import read as read_experiment
+from alignlab.experiment.resolving import STAGE
 from alignlab.study.file import Start, StudyFile, files
 
 
@@ -51,7 +52,20 @@ def placing(file: StudyFile, config: dict[str, Any], arm: str, start: Start, see
     tags = [*(tags if isinstance(tags, list) else ()), arm, start.name, f"seed{seed}"]
     mirror = {"group": file.path.stem, "name": f"{arm}-{start.name}-seed{seed}", "tags": tags}
     placing: dict[str, Any] = {"seed": seed, "wandb": mirror}
-    return placing if start.path is None else {**placing, "backbone": {"path": start.path}}
+    if start.path is None:
+        return placing
+    backbone = {"backbone": {"path": start.path}}
+    if not _from_stage(config):
+        return placing | backbone
+    # What begins is then a stage; the stages that go on from another one keep their place.
+    stages = config.get("stages") or {}
+    return {**placing, "stages": {name: backbone for name, stage in stages.items() if not _from_stage(stage)}}
+
+
+def _from_stage(config: dict[str, Any]) -> bool:
+    backbone = config.get("backbone")
+    path = backbone.get("path") if isinstance(backbone, dict) else None
+    return isinstance(path, str) and path.startswith(STAGE)
 
 
 def own_start(config: dict[str, Any]) -> str:
@@ -78,7 +92,7 @@ def _decided(file: StudyFile, changes: dict[str, Any]) -> Iterator[tuple[str, An
     if "seed" in changes:
         yield "seed", changes["seed"], "a study's seeds stand under its key 'seeds'", "seeds"
     backbone, wandb = changes.get("backbone"), changes.get("wandb")
-    if file.starts and isinstance(backbone, dict) and "path" in backbone:
+    if file.starts and isinstance(backbone, dict) and "path" in backbone and not _from_stage(changes):
         yield "backbone.path", backbone["path"], "the study's key 'starts' sets backbone.path for all arms", "starts"
     if isinstance(wandb, dict) and "group" in wandb:
         why = f"the cells of a study are the group {file.path.stem!r}, named after its file"

@@ -92,6 +92,17 @@ def test_starts_are_named(load, tiny_path):
     assert study.cells[1].differs == {}
 
 
+def test_where_an_experiment_goes_on_from_a_stage_the_start_is_the_stage_s(load, tiny_path):
+    stage = (
+        "stages: {first: {objective: MLE, backbone: {path: scenes-parts}}}, backbone: {path: 'stage:first', fresh: []}"
+    )
+    study = load(f"{TWO}starts: [scenes-parts, {{name: tiny, path: {tiny_path}}}]\noverrides: {{{stage}}}")
+    assert {cell.config["backbone"]["path"] for cell in study.cells} == {"stage:first"}
+    begins = [(cell.start, cell.config["stages"]["first"]["backbone"]["path"]) for cell in study.cells]
+    assert begins == [("scenes-parts", "scenes-parts"), ("tiny", str(tiny_path))] * 2
+    assert [cell.differs for cell in study.cells] == [{}, {}, {"objective": "InfoNCE"}, {"objective": "InfoNCE"}]
+
+
 def test_the_first_arm_is_the_baseline_unless_one_is_named(load):
     assert load(TWO).baseline == "MLE"
     assert load(TWO + "baseline: InfoNCE").baseline == "InfoNCE"
