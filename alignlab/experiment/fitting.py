@@ -15,7 +15,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from alignlab.data import AlignmentData
 from alignlab.errors import InputError, NotFinite
@@ -35,7 +35,8 @@ def fit(
 ) -> Trainer:
     """Train an objective, from the last intact checkpoint in ``folder/checkpoints`` if there is one; leave a final one.
 
-    A resumed training is the uninterrupted one bit for bit, the curve included.
+    A resumed training is the uninterrupted one bit for bit, the curve included. The one exception: random numbers that
+    data draw in the processes of ``num_workers`` start anew.
 
     Args:
         settings: Arguments of Lightning's Trainer.
@@ -70,7 +71,7 @@ def fit(
         if checkpoints.saved != trainer.global_step:
             checkpoints.save(trainer)
     except SystemExit:  # Lightning's answer to KeyboardInterrupt
-        raise KeyboardInterrupt from None
+        raise KeyboardInterrupt if trainer.is_global_zero else SystemExit(130) from None
     except BaseException as error:
         if trainer.strategy.launcher is not None:
             trainer.strategy.launcher.kill(signal.SIGKILL)  # the processes that would wait for this one
@@ -82,7 +83,7 @@ def fit(
             if checkpoints.stopping:  # it got the same signal, and was faster
                 raise KeyboardInterrupt from None
             who = "a process that loads data died, often for lack of memory (fewer data.num_workers need less)"
-            raise InputError(f"{who}: {error}; {checkpoints}") from error
+            raise InputError(f"{who}: {error}; {checkpoints}; the same command goes on from there") from error
         raise
     return trainer
 
@@ -117,7 +118,7 @@ class Checkpoints(Checkpoint):
     def __str__(self) -> str:
         if self.saved is None:
             return "there is no checkpoint yet"
-        return f"the last good checkpoint is {self.last}, of step {self.saved}; the same command goes on from it"
+        return f"the last good checkpoint is {self.last}, of step {self.saved}"
 
     def find(self, *, clean: bool) -> Path | None:
         """The checkpoint to go on from; the curve goes back to it.
@@ -194,7 +195,8 @@ class Checkpoints(Checkpoint):
         if self.stopping:
             raise KeyboardInterrupt
         self.stopping = True
-        os.write(2, b"\nstopping after this step, with a checkpoint; again to stop at once\n")
+        if rank_zero_only.rank == 0:
+            os.write(2, b"\nstopping after this step, with a checkpoint; again to stop at once\n")
 
 
 class _CheckpointFiles(TorchCheckpointIO):

@@ -78,7 +78,8 @@ class CurveLogger(Logger):
     def rewind(self, size: int) -> None:
         """Drop what came after ``size`` bytes: what an interrupted run wrote after its last checkpoint."""
         if self.size > size:
-            os.truncate(self.path, size)
+            with writing(self.path):
+                os.truncate(self.path, size)
 
 
 class Consumption(Callback):

@@ -61,7 +61,8 @@ class Objective(LightningModule):
         self._seen = Averages()
         self._validated = Averages()
         self._step_weight: Tensor | float = 0.0
-        self._step_batches: list[tuple[tuple[str, ...], Tensor]] = []
+        self._step_batches: list[tuple[tuple[str, ...], Tensor]] = []  # ids and loss of each micro-batch
+        self._last_step: tuple[int, Tensor, list[tuple[tuple[str, ...], Tensor]]] | None = None
         self.logged: Mapping[str, float] = {}
 
     @abstractmethod
@@ -76,6 +77,12 @@ class Objective(LightningModule):
             rank_zero_warn(f"{type(self).__name__}: accumulating micro-batches is not a larger batch: {self.coupled}")
         if self.per_process and self.trainer.world_size > 1:
             rank_zero_warn(f"{type(self).__name__}: several processes are not one larger batch: {self.per_process}")
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        self._stop_if_not_finite()
+
+    def on_validation_start(self) -> None:
+        self._stop_if_not_finite()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = self.loss(batch)
@@ -94,11 +101,13 @@ class Objective(LightningModule):
         factor = count / total.clamp(min=1e-30)  # where there was nothing to train on, gradients of 0 stay 0
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         torch._foreach_mul_(gradients, factor)
-        norm = torch.nn.utils.get_total_norm(gradients)
+        self._norm = norm = torch.nn.utils.get_total_norm(gradients)
         # In float16 a scaler finds gradients that overflow, and leaves out their step.
-        if not torch.isfinite(total if self.trainer.precision == "16-mixed" else norm):
-            raise self._not_finite()
+        finite = torch.isfinite(total if self.trainer.precision == "16-mixed" else norm)
+        self._last_step = (self.trainer.global_step + 1, finite, self._step_batches)
         self._step_weight, self._step_batches = 0.0, []
+        if finite.device.type == "cpu":  # a GPU is not waited for: it is asked before the next batch or checkpoint
+            self._stop_if_not_finite()
         # Logging every metric every step costs more than a small step itself, so metrics are buffered and flushed.
         step = self.trainer.global_step + 1
         if step % self.trainer.log_every_n_steps == 0 or step == self.trainer.max_steps:
@@ -106,7 +115,19 @@ class Objective(LightningModule):
             self._seen.latest["lr"] = self.lr_schedulers().get_last_lr()[0]
             self._log("train", self._seen, step)
 
-    def on_fit_end(self) -> None:
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        if gradient_clip_algorithm == "value":
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:  # as Lightning does, with the norm that is known already
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, self._norm)
+
+    def on_train_end(self) -> None:
         if self._seen.rows:  # steps since the last flush, where epochs or time end the training
             self._log("train", self._seen, self.trainer.global_step)
 
@@ -123,6 +144,7 @@ class Objective(LightningModule):
         return optimizer_and_schedule(self, self.optimization, int(self.trainer.estimated_stepping_batches))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._stop_if_not_finite()
         checkpoint["unlogged"] = gathered(self._seen.rows)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -130,15 +152,17 @@ class Objective(LightningModule):
             rows, device = checkpoint["unlogged"][self.trainer.global_rank], self.trainer.strategy.root_device
             self._seen.rows = {names: [row.to(device) for row in kept] for names, kept in rows.items()}
 
-    def _not_finite(self) -> NotFinite:
-        """What to say of the step under way; called in all processes."""
-        batches = [(ids, bool(mean.isfinite())) for ids, mean in self._step_batches]
-        batches = [batch for process in gathered(batches) for batch in process]
+    def _stop_if_not_finite(self) -> None:
+        """Raise NotFinite if the last step was not finite; called in all processes."""
+        if self._last_step is None or self._last_step[1]:
+            return
+        step, _, batches = self._last_step
+        batches = sum(gathered([(ids, bool(mean.isfinite())) for ids, mean in batches]), [])
         bad = [ids for ids, finite in batches if not finite]
         what, where = ("loss", bad) if bad else ("gradient", [ids for ids, _ in batches])
-        return NotFinite(
-            f"{type(self).__name__}: the {what} of step {self.trainer.global_step + 1} is not finite; lower "
-            f"optimization.lr, or look at its examples: {', '.join(id for ids in where for id in ids)}"
+        raise NotFinite(
+            f"{type(self).__name__}: the {what} of step {step} is not finite; lower optimization.lr, or look at its "
+            f"examples: {', '.join(id for ids in where for id in ids)}"
         )
 
     def _log(self, phase: str, averages: Averages, step: int) -> dict[str, float]:
