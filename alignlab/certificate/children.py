@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-PATIENCE = 120.0
+PATIENCE = 60.0
 """Seconds after which children are taken to wait for each other for ever; they need a few."""
 
 Work = Callable[..., Mapping[str, Any]]
@@ -98,8 +98,10 @@ def _child(work: Work, file: Path, *arguments: Any) -> None:
 
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # torch's C++ warns of what is meant; errors go the other way
     try:
-        result = work(*arguments)
+        result = dict(work(*arguments))
     except BaseException as error:  # whatever it is, the parent has to hear of it
-        torch.save({"error": f"{type(error).__name__}: {error}"}, file)
+        result = {"error": f"{type(error).__name__}: {error}"}
+    torch.save(result, file.with_suffix(".part"))
+    file.with_suffix(".part").replace(file)  # a child that is ended while it writes leaves no half of a file
+    if "error" in result:
         os._exit(1)
-    torch.save(dict(result), file)

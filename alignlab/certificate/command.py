@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from alignlab.certificate.certify import NUM_EXAMPLES, certify
@@ -58,7 +59,9 @@ def table(certificate: Certificate) -> Table:
         shown.add_column(column, justify="right" if column in ("worst deviation", "bound") else "left")
     for each in certificate.findings:
         style = {"fails": "bold red", "n/a": "dim"}.get(each.verdict)
-        shown.add_row(each.property, each.verdict, *map(_number, (each.deviation, each.bound)), each.note, style=style)
+        shown.add_row(
+            each.property, each.verdict, *map(_number, (each.deviation, each.bound)), escape(each.note), style=style
+        )
     return shown
 
 

@@ -1,11 +1,13 @@
 """Properties of training: what one step, several processes, a kill and a seed make of an objective."""
 
 import itertools
+import math
 import os
 import pickle
 import random
 import signal
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from alignlab.batch import Batch, Example
 from alignlab.certificate.case import EXACT, Case, Trace, gradients, relative, trace
-from alignlab.certificate.children import run_child, run_children
+from alignlab.certificate.children import ChildFailed, run_child, run_children
 from alignlab.certificate.findings import Finding, compare
 from alignlab.data import AlignmentData
 from alignlab.experiment.fitting import fit
@@ -83,28 +85,31 @@ def processes(case: Case) -> Finding:
     """Two and three processes with equal and unequal batches are one process with all of it."""
     if case.objective.per_process:
         return Finding("processes", "n/a", note=case.objective.per_process)
-    expected, found = trace(case.replica(), case.batch()), {}
-    for world, cuts in ((2, ((3, 3), (4, 2))), (3, ((2, 2, 2), (1, 3, 2)))):
-        folder = _folder(case, "processes", (world,))
-        sent = pickle.dumps(case.objective)
-        plans = [[case.batch(_cut(case.examples, sizes)[rank]) for sizes in cuts] for rank in range(world)]
-        seen = run_children(_rank, [(sent, plan, folder, rank, world) for rank, plan in enumerate(plans)])
-        for index, sizes in enumerate(cuts):
-            for rank in range(world):
-                off = _off(expected, seen[rank][str(index)])
-                found |= {f"{what}, as {_sizes(sizes)}, in process {rank}": value for what, value in off.items()}
-    return compare("processes", found, EXACT)
+    expected, sent = trace(case.replica(), case.batch()), pickle.dumps(case.objective)
+    found: dict[str, float] = {}
+    each: list[str] = []
+    for sizes in ((3, 3), (4, 2), (2, 2, 2), (1, 3, 2)):
+        folder, world = _folder(case, "processes", sizes), len(sizes)
+        batches = [case.batch(part) for part in _cut(case.examples, sizes)]
+        try:
+            seen = run_children(_rank, [(sent, batch, folder, rank, world) for rank, batch in enumerate(batches)])
+        except ChildFailed as error:
+            found[_sizes(sizes)] = math.inf
+            each.append(f"{_sizes(sizes)}: {error}")
+            continue
+        off = [_off(expected, result) for result in seen]
+        found[_sizes(sizes)] = max(value for deviations in off for value in deviations.values())
+        each.append(f"{_sizes(sizes)}: {found[_sizes(sizes)]:.0e}")
+    finding = compare("processes", found, EXACT)
+    return replace(finding, note="; ".join(each)) if finding.verdict == "fails" else finding
 
 
-def _rank(sent: bytes, plan: Sequence[Batch], folder: Path, rank: int, world: int) -> dict[str, Any]:
-    """One step for each batch of the plan, in a group of processes."""
+def _rank(sent: bytes, batch: Batch, folder: Path, rank: int, world: int) -> dict[str, Any]:
+    """One step in a group of processes."""
     os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": str(world)}
     distributed.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=world)
     settings = {"devices": world, "strategy": "ddp_find_unused_parameters_true"}
-    return {
-        str(index): _one_step(pickle.loads(sent), [batch], folder / str(index), settings)
-        for index, batch in enumerate(plan)
-    }
+    return _one_step(pickle.loads(sent), [batch], folder, settings)
 
 
 def frozen(case: Case) -> Finding:

@@ -38,10 +38,15 @@ class Kind:
         """The package's classes of this kind, by bare name."""
         module = importlib.import_module(self.package)
         named = {name: vars(module)[name] for name in module.__all__}
-        return {name: item for name, item in named.items() if self.accepts(item)}
+        return {name: item for name, item in named.items() if self.accepts(item) and not _is_base(item)}
 
     def accepts(self, item: Any) -> bool:
         return isinstance(item, type) and issubclass(item, self.base) and item is not self.base
+
+
+def _is_base(item: type) -> bool:
+    """Whether a class leaves something to its subclasses; Lightning's modules may be made all the same."""
+    return any(getattr(getattr(item, name, None), "__isabstractmethod__", False) for name in dir(item))
 
 
 @cache
