@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from alignlab.certificate.command import certify_named
 from alignlab.cli import _parse, overrides_from
 from alignlab.experiment.config import describe_objectives, resolve_file
 from alignlab.study import Study
@@ -32,7 +33,10 @@ def test_its_commands_are_valid(command, monkeypatch, tmp_path, tiny_path):
     monkeypatch.chdir(ROOT)
     command = command.replace("path/to/llava", str(tiny_path))
     arguments, rest = _parse(shlex.split(command)[1:])
-    if "study run" in command:
+    if command.startswith("alignlab certify"):
+        names = [arguments.objective] if arguments.objective else [entry.name for entry in describe_objectives()]
+        assert {name for name in names if f"`{name}`" in README} == set(names)
+    elif "study run" in command:
         assert Study.load(arguments.study, directory=tmp_path, overrides=overrides_from(rest)).cells
     else:
         assert resolve_file(arguments.config, overrides_from(rest))["objective"]
@@ -68,3 +72,18 @@ def test_its_table_is_the_catalogue():
 def test_its_pictures_and_files_exist():
     for path in re.findall(r"\]\(((?!http)[^)]+)\)", README):
         assert (ROOT / path).exists(), path
+
+
+@pytest.mark.slow
+def test_its_table_of_certificates_is_what_is_found():
+    lines = [re.findall(r"[^|]+", line) for line in README.splitlines() if line.startswith("| ")]
+    rows = [[cell.strip() for cell in line] for line in lines]
+    names = next(row for row in rows if row[:2] == ["property", "what it says"])[3:]
+    assert {name.strip("`") for name in names} == {entry.name for entry in describe_objectives()}
+    for column, name in enumerate(names, start=3):
+        certificate = certify_named(name.strip("`"), ())
+        for row in rows:
+            finding = next((each for each in certificate.findings if row[0] == f"`{each.property}`"), None)
+            if finding is not None and len(row) == 3 + len(names):
+                assert (row[column] == "n/a") == (finding.verdict == "n/a"), (name, finding)
+                assert finding.verdict != "fails"
