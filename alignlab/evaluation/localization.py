@@ -58,6 +58,17 @@ class LocalizationError(Evaluator):
             num_examples=num_examples, batch_size=batch_size, split=split, data=data, label=label, blind=blind
         )
 
+    def check(self, data: AlignmentData | type[AlignmentData]) -> None:
+        super().check(data)
+        if isinstance(data, type):
+            return
+        examples = self._examples(data)
+        if not any(point is not None for example in examples for point in example.points):
+            raise InputError(
+                f"LocalizationError: the {len(examples)} {self.split} examples of {type(data).__name__} hold no word "
+                "with a point; answers that name what is seen do, such as those of Scenes(tasks=[caption])"
+            )
+
     def check_backbone(self, backbone: Backbone) -> None:
         if not isinstance(backbone, Pointing):
             raise InputError(

@@ -292,9 +292,15 @@ class TestLocalizationError:
         with pytest.raises(InputError, match="needs a backbone that points"):
             LocalizationError()(backbone, Listed([self.example()]))
         with pytest.raises(InputError, match="has 1 points, but its last answer has 3 words"):
-            LocalizationError()(pointing, Listed([replace(self.example(), points=(None,))]))
-        with pytest.raises(InputError, match="the 1 test examples hold no word with a point"):
-            LocalizationError()(pointing, Listed([replace(self.example(), points=(None, None, None))]))
+            LocalizationError()(pointing, Listed([replace(self.example(), points=((0.5, 0.5),))]))
+        unpointed = Listed([replace(self.example(), points=(None, None, None))])
+        with pytest.raises(InputError, match="the 1 test examples of Listed hold no word with a point"):
+            LocalizationError()(pointing, unpointed)
+        with pytest.raises(InputError, match="hold no word with a point"):
+            LocalizationError().check(unpointed)  # before anything is trained
+        LocalizationError().check(Scenes(num_test=8))
+        with pytest.raises(InputError, match="hold no word with a point"):
+            LocalizationError().check(Scenes(num_test=8, tasks=("question",)))
 
 
 def test_an_evaluator_s_own_data_are_judged_instead(backbone, scenes):
