@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import distributed
 
-from alignlab.functional import gather, total
+from alignlab.functional import gather, info_nce, total
 
 
 def test_alone_everything_is_as_it_was():
@@ -14,33 +14,72 @@ def test_alone_everything_is_as_it_was():
     assert total(3.0) == 3
 
 
-def _work(rank, sizes, store, queue):
+def _run(work, sizes, store, *arguments):
+    """What a function gives in each of several forked processes, by rank."""
+    context = torch.multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    workers = [
+        context.Process(target=_one, args=(work, rank, sizes, store, queue, arguments)) for rank in range(len(sizes))
+    ]
+    for worker in workers:
+        worker.start()
+    seen = dict(queue.get() for _ in sizes)
+    for worker in workers:
+        worker.join()
+    return [seen[rank] for rank in range(len(sizes))]
+
+
+def _one(work, rank, sizes, store, queue, arguments):
     distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=len(sizes))
     start = sum(sizes[:rank])
-    everything = torch.arange(sum(sizes) * 2, dtype=torch.float64).reshape(-1, 2) + 1
-    own = everything[start : start + sizes[rank]].clone().requires_grad_()
+    queue.put((rank, work(rank, slice(start, start + sizes[rank]), *arguments)))
+    distributed.destroy_process_group()
+
+
+def _weigh_rows(rank, rows, everything):
+    own = everything[rows].clone().requires_grad_()
     joined, place = gather(own)
     # Each process's loss weighs the rows differently, so that a gradient that forgets a process is another one.
     ((rank + 1) * joined**2).sum().backward()
-    queue.put((rank, place, joined.tolist(), own.grad.tolist(), float(total(len(own)))))
-    distributed.destroy_process_group()
+    return place, joined.tolist(), own.grad.tolist(), float(total(len(own)))
 
 
 @pytest.mark.parametrize("sizes", [(2, 2), (3, 1), (1, 0, 2)])
 def test_several_processes_hold_all_rows_and_sum_their_gradients(sizes, tmp_path):
-    context = torch.multiprocessing.get_context("fork")
-    queue = context.SimpleQueue()
-    workers = [
-        context.Process(target=_work, args=(rank, sizes, tmp_path / "store", queue)) for rank in range(len(sizes))
-    ]
-    for worker in workers:
-        worker.start()
-    seen = dict((rank, rest) for rank, *rest in (queue.get() for _ in sizes))
-    for worker in workers:
-        worker.join()
     everything = torch.arange(sum(sizes) * 2, dtype=torch.float64).reshape(-1, 2) + 1
     factor = sum(range(1, len(sizes) + 1))
-    for rank, (place, joined, gradient, count) in seen.items():
+    for rank, (place, joined, gradient, count) in enumerate(_run(_weigh_rows, sizes, tmp_path / "store", everything)):
         start = sum(sizes[:rank])
         assert place == start and joined == everything.tolist() and count == sum(sizes)
         assert gradient == (2 * factor * everything[start : start + sizes[rank]]).tolist()
+
+
+def _clip(rank, rows, images, texts, scale):
+    images, texts = (each[rows].clone().requires_grad_() for each in (images, texts))
+    scale = torch.tensor(scale, dtype=torch.float64, requires_grad=True)
+    all_images, start = gather(images)
+    all_texts, _ = gather(texts)
+    own = torch.arange(start, start + len(images))
+    mean = (
+        info_nce(images, all_texts, scale=scale, labels=own) + info_nce(texts, all_images, scale=scale, labels=own)
+    ) / 2
+    (mean * len(images)).backward()
+    return float(mean.detach()), images.grad.tolist(), texts.grad.tolist(), float(scale.grad)
+
+
+@pytest.mark.parametrize("sizes", [(3, 3), (4, 2), (3, 3, 3), (1, 6, 2)])
+def test_clip_in_several_processes_is_open_clip_s_on_the_whole_batch(sizes, golden, tmp_path):
+    recorded = golden("contrastive/open_clip_ClipLoss_multirank")
+    case = next(each for each in recorded["cases"] if each["name"] == f"W{len(sizes)}_local1_gathergrad1")
+    images, texts = (
+        torch.tensor(sum([rank[name] for rank in case["inputs_per_rank"]], []), dtype=torch.float64)
+        for name in ("image_features", "text_features")
+    )
+    seen = _run(_clip, sizes, tmp_path / "store", images, texts, case["params"]["logit_scale"])
+    whole, count = case["full_batch_reference"], sum(sizes)
+    close = lambda value: pytest.approx(value, rel=1e-9, abs=1e-11)  # noqa: E731
+    assert sum(mean * size for (mean, *_), size in zip(seen, sizes, strict=True)) / count == close(whole["loss"])
+    for index, name in ((1, "image_features"), (2, "text_features")):
+        rows = sum([each[index] for each in seen], [])
+        assert [value / count for row in rows for value in row] == close(sum(whole["grads"][name], []))
+    assert sum(each[3] for each in seen) / count == close(whole["grads"]["logit_scale"])
