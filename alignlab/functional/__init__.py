@@ -1,16 +1,30 @@
 """Pure functions of tensors: the arithmetic of every objective."""
 
 from alignlab.functional.constants import held_constants, stop_gradient
-from alignlab.functional.contrastive import info_nce, normalize
+from alignlab.functional.contrastive import (
+    hard_negative_info_nce,
+    hard_negatives,
+    info_nce,
+    normalize,
+    sigmoid_contrastive,
+    similarities,
+)
+from alignlab.functional.distillation import similarity_distillation, soft_label_kl
 from alignlab.functional.likelihood import sequence_logps, supervised, token_logps, upcast
 from alignlab.functional.processes import gather, total
 
 __all__ = [
     "gather",
+    "hard_negative_info_nce",
+    "hard_negatives",
     "held_constants",
     "info_nce",
     "normalize",
     "sequence_logps",
+    "sigmoid_contrastive",
+    "similarities",
+    "similarity_distillation",
+    "soft_label_kl",
     "stop_gradient",
     "supervised",
     "token_logps",

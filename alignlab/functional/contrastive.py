@@ -1,5 +1,8 @@
 """Contrastive losses on embeddings."""
 
+import math
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,6 +23,7 @@ def info_nce(
     labels: Tensor | None = None,
     symmetric: bool = False,
     label_smoothing: float = 0.0,
+    exclude: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy of finding each query's target among all targets (van den Oord et al. 2018, arXiv 1807.03748).
 
@@ -33,7 +37,8 @@ def info_nce(
         scale: Multiplier on the cosines, = 1 / temperature.
         labels: (B,) long, the row of each query's positive; default: row i for query i.
         symmetric: Also find each target's query; needs K = B and labels that name every target once.
-        label_smoothing: In [0, 1), as in ``torch.nn.functional.cross_entropy``.
+        label_smoothing: In [0, 1), as in ``torch.nn.functional.cross_entropy``; spread over what is not excluded.
+        exclude: (B, K) bool, pairs that are no negatives of each other, such as those of one id; a positive stays.
 
     Returns:
         Scalar in nats per query.
@@ -49,13 +54,127 @@ def info_nce(
         raise ValueError(
             f"{num_queries} queries need a target each, got {num_targets}; pass labels if they share targets"
         )
-    with torch.autocast(queries.device.type, enabled=False):  # which would round the cosines to 8 bits, times the scale
-        logits = scale * (upcast(queries) @ upcast(targets).T)  # (B, K)
+    logits = scale * similarities(queries, targets)  # (B, K)
     positives = torch.arange(num_queries, device=logits.device) if labels is None else labels
-    loss = F.cross_entropy(logits, positives, label_smoothing=label_smoothing)
+    loss = _cross_entropy(logits, positives, label_smoothing, exclude)
     if not symmetric:
         return loss
     reverse = positives.argsort()  # the query of each target
     if labels is not None and not torch.equal(positives[reverse], torch.arange(num_queries, device=logits.device)):
         raise ValueError("symmetric needs labels that name every target once")
-    return (loss + F.cross_entropy(logits.T, reverse, label_smoothing=label_smoothing)) / 2
+    other = None if exclude is None else exclude.T
+    return (loss + _cross_entropy(logits.T, reverse, label_smoothing, other)) / 2
+
+
+def hard_negatives(
+    cosines: Tensor,
+    *,
+    num_hard: int = 8,
+    margin: float = 0.1,
+    labels: Tensor | None = None,
+    exclude: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The most similar targets of each query that are not taken for right ones; without gradient.
+
+    A target more similar than the positive by over the margin is taken for a false negative and left out (UniME, Gu et
+    al. 2025, https://arxiv.org/abs/2504.17432, section 3.3; GaryGuTC/UniME-v2 lists the official file).
+
+    Args:
+        cosines: (B, K).
+        num_hard: How many to find at most.
+        margin: In units of the cosines; a negative one leaves out true hard negatives, too.
+        labels: (B,) long, the column of each query's positive; default: column i for query i.
+        exclude: (B, K) bool, pairs that are no negatives of each other.
+
+    Returns:
+        (B, k) long, columns, the most similar first, k = min(num_hard, K); and (B, k) bool, True where there was no
+        further candidate, so that the column means nothing.
+    """
+    positives = torch.arange(len(cosines), device=cosines.device) if labels is None else labels
+    barred = cosines > cosines.gather(1, positives[:, None]) + margin
+    if exclude is not None:
+        barred = barred | exclude
+    barred = barred.scatter(1, positives[:, None], True)
+    found = cosines.detach().masked_fill(barred, -math.inf).topk(min(num_hard, cosines.shape[1]))
+    return found.indices, barred.gather(1, found.indices)
+
+
+def hard_negative_info_nce(
+    queries: Tensor,
+    targets: Tensor,
+    *,
+    scale: Tensor | float = 50.0,
+    num_hard: int = 8,
+    margin: float = 0.1,
+    fill: Literal["mask", "duplicate"] = "mask",
+    labels: Tensor | None = None,
+    exclude: Tensor | None = None,
+) -> Tensor:
+    """InfoNCE against the hardest negatives alone (UniME's second stage; see ``hard_negatives``).
+
+        mean_i -log( exp(scale * s_ii) / (exp(scale * s_ii) + sum over hard j of exp(scale * s_ij)) )
+
+    Differs from the official ``BatchRank`` on purpose where a query has fewer than ``num_hard`` candidates: there the
+    filtered ones, and the positive itself, come back as negatives; here they never do.
+
+    Args:
+        queries: (B, D), rows expected normalised (not checked).
+        targets: (K, D).
+        scale: Multiplier on the cosines, = 1 / temperature.
+        fill: Where candidates are too few: ``mask``, compare with those there are; ``duplicate``, repeat them, the
+            hardest first, as the paper says.
+
+    Returns:
+        Scalar in nats, the mean over the queries that have a candidate; 0, with a graph, where none has.
+    """
+    cosines = similarities(queries, targets)
+    hard, missing = hard_negatives(cosines, num_hard=num_hard, margin=margin, labels=labels, exclude=exclude)
+    if fill == "duplicate":
+        count = (~missing).sum(1, keepdim=True)
+        place = torch.arange(num_hard, device=hard.device)[None] % count.clamp(min=1)
+        hard, missing = hard.gather(1, place), (count == 0).expand(-1, num_hard)
+    positives = torch.arange(len(queries), device=hard.device) if labels is None else labels
+    kept = cosines.gather(1, torch.cat([positives[:, None], hard], dim=1))
+    # Masked after the scaling: infinity times a learned scale would give it a gradient that is not a number.
+    logits = (scale * kept).masked_fill(F.pad(missing, (1, 0), value=False), -math.inf)
+    has = ~missing.all(1) if missing.shape[1] else missing.new_zeros(len(missing))
+    losses = -logits.log_softmax(1)[:, 0]
+    return (losses * has).sum() / has.sum().clamp(min=1)
+
+
+def sigmoid_contrastive(
+    images: Tensor, texts: Tensor, *, scale: Tensor | float, bias: Tensor | float, negatives_only: bool = False
+) -> Tensor:
+    """Sigmoid loss of each pair being right or wrong (SigLIP, Zhai et al. 2023, arXiv 2303.15343; ``SigLipLoss``).
+
+        1/B sum_ij -log sigmoid(z_ij * (scale * <i, t> + bias)),  z = 1 for a pair, -1 for all others
+
+    Args:
+        images: (B, D), rows expected normalised (not checked).
+        texts: (K, D); row i is the pair of image i.
+        negatives_only: All pairs are wrong, as with the texts of another process.
+
+    Returns:
+        Scalar in nats per image.
+    """
+    logits = scale * similarities(images, texts) + bias
+    signs = -torch.ones_like(logits)
+    if not negatives_only:
+        signs.fill_diagonal_(1)
+    return -F.logsigmoid(signs * logits).sum() / len(images)
+
+
+def similarities(queries: Tensor, targets: Tensor) -> Tensor:
+    """Inner products (B, K) of rows (B, D) and (K, D), in float32 or wider whatever autocast likes."""
+    with torch.autocast(queries.device.type, enabled=False):  # which would round the cosines to 8 bits, times the scale
+        return upcast(queries) @ upcast(targets).T
+
+
+def _cross_entropy(logits: Tensor, positives: Tensor, smoothing: float, exclude: Tensor | None) -> Tensor:
+    if exclude is None:
+        return F.cross_entropy(logits, positives, label_smoothing=smoothing)
+    hidden = exclude.scatter(1, positives[:, None], False)
+    logps = logits.masked_fill(hidden, -math.inf).log_softmax(1)
+    right = logps.gather(1, positives[:, None])[:, 0]
+    spread = logps.masked_fill(hidden, 0.0).sum(1) / (~hidden).sum(1)
+    return -((1 - smoothing) * right + smoothing * spread).mean()
