@@ -6,5 +6,6 @@ from alignlab.objectives.infonce import InfoNCE
 from alignlab.objectives.mixture import Mixture
 from alignlab.objectives.mle import MLE
 from alignlab.objectives.optimization import Optimization
+from alignlab.objectives.unime import UniME
 
-__all__ = ["MLE", "Contrastive", "InfoNCE", "Loss", "Mixture", "Objective", "Optimization"]
+__all__ = ["MLE", "Contrastive", "InfoNCE", "Loss", "Mixture", "Objective", "Optimization", "UniME"]

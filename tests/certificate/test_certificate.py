@@ -6,12 +6,13 @@ import broken
 import pytest
 
 from alignlab import certify
-from alignlab.objectives import MLE, InfoNCE, Mixture
+from alignlab.objectives import MLE, InfoNCE, Mixture, UniME
 
 SHIPPED = {
     "MLE": MLE,
     "InfoNCE": InfoNCE,
     "InfoNCE, one way": partial(InfoNCE, symmetric=False, learn_scale=False, label_smoothing=0.1),
+    "UniME": partial(UniME, num_hard=3, margin=0.0),
     "Mixture": partial(Mixture, parts={"likelihood": MLE, "contrast": InfoNCE}, weights={"contrast": 0.5}),
 }
 IN_CHILDREN = ("processes", "resume", "seeds")

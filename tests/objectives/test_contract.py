@@ -10,11 +10,12 @@ import torch
 
 from alignlab import objectives
 from alignlab.experiment.config import describe_objectives
-from alignlab.objectives import MLE, InfoNCE, Loss, Mixture, Objective
+from alignlab.objectives import MLE, InfoNCE, Loss, Mixture, Objective, UniME
 
 MAKERS = {
     "MLE": MLE,
     "InfoNCE": InfoNCE,
+    "UniME": UniME,
     "Mixture": partial(Mixture, parts={"likelihood": MLE, "contrast": InfoNCE}),
 }
 

@@ -1,0 +1,65 @@
+"""UniME: each query finds its target among the hardest of the batch's, those that may be right as well left out."""
+
+from typing import Literal
+
+import torch
+
+from alignlab.batch import Batch
+from alignlab.errors import InputError
+from alignlab.functional import hard_negative_info_nce, hard_negatives, similarities
+from alignlab.objectives.base import Loss
+from alignlab.objectives.contrastive import Contrastive
+
+
+class UniME(Contrastive):
+    """Minimise InfoNCE against the hardest negatives, false ones filtered.
+
+        mean_i -log( exp(s <q_i, t_i>) / (exp(s <q_i, t_i>) + sum over hard j of exp(s <q_i, t_j>)) )  in nats per query
+
+    Second stage of UniME, Gu et al. 2025, https://arxiv.org/abs/2504.17432. Hard are the ``num_hard`` most similar
+    targets of all processes, but for those more similar than the positive by over ``margin``. Differs from the official
+    file, which trains nothing when it gathers, and takes filtered targets and the positive itself as negatives where
+    candidates are too few: here they never come back, and a query without candidates has no part in the mean.
+
+    Args:
+        scale: Multiplier on the cosines, = 1 / temperature.
+        num_hard: Hard negatives of a query.
+        margin: Of the filter, in cosines; a negative one filters true hard negatives, too.
+        fill: Where candidates are too few: ``mask``, compare with those there are; ``duplicate``, repeat them, as the
+            paper has it.
+        chunk_size: Sequences that are embedded at a time, for batches beyond the memory; None: all.
+    """
+
+    requires = ("query", "target")
+
+    def __init__(
+        self,
+        backbone,
+        *,
+        scale: float = 50.0,
+        num_hard: int = 8,
+        margin: float = 0.1,
+        fill: Literal["mask", "duplicate"] = "mask",
+        chunk_size: int | None = None,
+    ) -> None:
+        super().__init__(backbone, chunk_size=chunk_size)
+        if scale <= 0 or num_hard < 1:
+            raise InputError(f"UniME needs scale > 0 and num_hard >= 1, got {scale = }, {num_hard = }")
+        self.scale, self.num_hard, self.margin, self.fill = scale, num_hard, margin, fill
+
+    def loss(self, batch: Batch) -> Loss:
+        queries = self.embed(batch.query)  # (B, D)
+        targets, start = self.everyone(self.embed(batch.target))  # (N, D)
+        own = torch.arange(start, start + len(batch), device=queries.device)
+        which = {"num_hard": self.num_hard, "margin": self.margin, "labels": own}
+        mean = hard_negative_info_nce(queries, targets, scale=self.scale, fill=self.fill, **which)
+        cosines = similarities(queries, targets).detach()
+        hard, missing = hard_negatives(cosines, **which)
+        positive = cosines.gather(1, own[:, None])
+        report = {
+            "accuracy": (cosines.argmax(1) == own).float().mean(),
+            "filtered": (cosines > positive + self.margin).float().mean(),
+            "positive_cosine": positive.mean(),
+            "hard_cosine": cosines.gather(1, hard)[~missing].sum() / (~missing).sum().clamp(min=1),
+        }
+        return Loss(mean, (~missing).any(1).sum(), report)
