@@ -18,6 +18,9 @@ from alignlab.errors import InputError
 IGNORE = -100
 """The label of a token that is not trained on."""
 
+PICTURES = ("pixel_", "image_")
+"""How the names begin of what a processor returns for each picture."""
+
 Part = str | Image.Image | Path
 """One part of a content: a text, a picture, or the file of a picture (decoded when it is encoded)."""
 
@@ -175,8 +178,10 @@ class Tokens:
                 vision[key] = value
             elif isinstance(value, Tensor) and value.shape[:2] == self.input_ids.shape:
                 vision[key] = value[rows]
-            elif len(value) == int(self.num_images.sum()):
+            elif len(value) == int(self.num_images.sum()) and (len(value) != len(self) or key.startswith(PICTURES)):
                 vision[key] = value[pictures]
+            elif len(value) == len(self) and bool((self.num_images == 1).all()):
+                vision[key] = value[rows]
             elif grid is not None and len(value) == int(grid.prod(-1).sum()):
                 vision[key] = value[patches]
             else:
@@ -197,7 +202,7 @@ class Batch:
         query: The query side alone.
         target: The target side alone.
         rejected: The conversation with its last answer replaced by the rejected one.
-        negatives: All negatives of all samples, one after the other.
+        negatives: All negatives of all samples, one after the other; None where there are none.
         num_negatives: (B,) long, how many rows of ``negatives`` belong to each sample.
         roles: (B, T) long, along ``conversation``: the place in ``ROLES`` of the last answer's tokens; -1 elsewhere.
         groups: B names; the samples of one group are right for each other.

@@ -115,7 +115,8 @@ class Encoder:
                 case "target":
                     parts[name] = self.contents([e.target for e in examples])
                 case "negatives":
-                    parts[name] = self.contents([negative for e in examples for negative in e.negatives])
+                    negatives = [negative for e in examples for negative in e.negatives]
+                    parts[name] = self.contents(negatives) if negatives else None
                     parts["num_negatives"] = torch.tensor([len(e.negatives) for e in examples])
                 case _:
                     raise InputError(

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from alignlab.adapters import Full
+from alignlab.adapters import Adapter
 from alignlab.backbones import Backbone
 from alignlab.backbones.tiny import make_exact, write_tiny
 from alignlab.batch import Batch, Example
-from alignlab.objectives import Objective
+from alignlab.objectives import Contrastive, Objective
 
 EXACT = 1e-9
 """Bound on what should agree but for rounding in float64."""
@@ -20,10 +20,15 @@ EXACT = 1e-9
 
 @dataclass(frozen=True)
 class Trace:
-    """A loss and the gradients it sends to what trains."""
+    """A loss and the gradients it sends to what trains.
+
+    Args:
+        weight: What the loss is a mean over.
+    """
 
     loss: Tensor
     gradients: Mapping[str, Tensor]
+    weight: float = 1.0
 
     def deviations(self, other: "Trace") -> dict[str, float]:
         """How far another one is off, relative to this one: its loss and the gradient of each parameter.
@@ -31,7 +36,7 @@ class Trace:
         A gradient is measured against its own size, or where that is nothing, against a millionth of all gradients'.
         """
         floor = 1e-6 * self.norm()
-        found = {"the loss": relative(other.loss - self.loss, self.loss.abs())}
+        found = {"the loss": relative(other.loss - self.loss, self.loss.abs().clamp(min=floor))}
         for name, gradient in self.gradients.items():
             size = gradient.norm().clamp(min=floor)
             found[f"the gradient of {name}"] = relative(other.gradients[name] - gradient, size)
@@ -46,7 +51,7 @@ class Case:
     """What is certified.
 
     Args:
-        objective: On a tiny random model in float64, its vision tower frozen; never used, only copied.
+        objective: On a tiny random model in float64; never used, only copied.
         examples: What it is certified on.
         folder: Where runs may leave files.
     """
@@ -56,11 +61,19 @@ class Case:
     folder: Path
 
     def replica(self, *, dropout: float = 0.0) -> Objective:
-        """The objective anew, in training mode."""
+        """The objective anew, in training mode, embedding all at once.
+
+        Args:
+            dropout: Of the model's attention; at 0 no module drops anything, else its own modules do as they are set.
+        """
         replica = copy.deepcopy(self.objective).train()
         for module in replica.modules():
             if hasattr(module, "attention_dropout"):
                 module.attention_dropout = dropout
+            if isinstance(module, nn.modules.dropout._DropoutNd) and not dropout:
+                module.p = 0.0
+            if isinstance(module, Contrastive):
+                module.chunk_size = None
         return replica
 
     def batch(self, examples: Sequence[Example] | None = None) -> Batch:
@@ -68,22 +81,24 @@ class Case:
         return objective.backbone.encoder.batch(list(examples or self.examples), tuple(objective.requires))
 
 
-def make_case(make: Callable[[Backbone], Objective], examples: Sequence[Example], folder: Path) -> Case:
+def make_case(
+    make: Callable[[Backbone], Objective], examples: Sequence[Example], folder: Path, adapter: Adapter
+) -> Case:
     """Give an objective its tiny model. Draws from torch's global generator."""
     write_tiny(folder / "tiny", layers=2)
     backbone = Backbone(str(folder / "tiny"), dtype="float64")
     make_exact(backbone.model)
-    Full(parts=("projector", "language_model")).apply(backbone)
+    adapter.apply(backbone)
     return Case(make(backbone).double(), list(examples), folder)
 
 
-def trace(objective: Objective, batch: Batch, *, seed: int = 0) -> Trace:
-    """One forward and backward pass; whatever is drawn is drawn from a generator with this seed."""
+def trace(objective: Objective, batch: Batch) -> Trace:
+    """One forward and backward pass; of a fresh replica, as an objective may keep a state that every pass moves."""
     objective.zero_grad(set_to_none=True)
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     loss = objective.loss(batch)
     loss.mean.backward()
-    return Trace(loss.mean.detach(), gradients(objective))
+    return Trace(loss.mean.detach(), gradients(objective), float(loss.weight))
 
 
 def gradients(objective: Objective) -> dict[str, Tensor]:

@@ -14,11 +14,17 @@ from typing import Any
 
 import torch
 
+from alignlab.errors import InputError
+
 PATIENCE = 60.0
 """Seconds after which children are taken to wait for each other for ever; they need a few."""
 
 Work = Callable[..., Mapping[str, Any]]
 """What a child does: a function of a module, whose result holds tensors, numbers and texts."""
+
+
+class CannotStart(InputError):
+    """The program that asks for children does not let them be started."""
 
 
 class ChildFailed(RuntimeError):
@@ -54,8 +60,7 @@ def run_children(work: Work, arguments: Sequence[Sequence[Any]], *, killed: bool
             for file, each in zip(files, arguments, strict=True)
         ]
         try:
-            for child in children:
-                child.start()
+            _start(children)
             if not _join(children):
                 raise ChildFailed(f"the processes still waited for each other after {PATIENCE:.0f} s")
             results = [torch.load(file, weights_only=True) if file.exists() else {} for file in files]
@@ -63,7 +68,10 @@ def run_children(work: Work, arguments: Sequence[Sequence[Any]], *, killed: bool
                 raise ChildFailed(errors[0])
             for child in children:
                 if child.exitcode != (-signal.SIGKILL if killed else 0):
-                    raise ChildFailed(f"a process ended with code {child.exitcode}")
+                    raise ChildFailed(
+                        f"a process ended with code {child.exitcode}; where they talk, do all of them call the same "
+                        "collectives?"
+                    )
         finally:
             for child in children:
                 if child.is_alive():
@@ -75,6 +83,17 @@ def side_by_side(*functions: Callable[[], Any]) -> list[Any]:
     """The results of functions that mostly wait for children, two at a time."""
     with ThreadPoolExecutor(2) as pool:
         return [future.result() for future in [pool.submit(function) for function in functions]]
+
+
+def _start(children: Sequence[Any]) -> None:
+    try:
+        for child in children:
+            child.start()
+    except OSError as error:
+        raise CannotStart(
+            f"certify cannot start processes ({type(error).__name__}): a script that calls it needs to do so under "
+            'if __name__ == "__main__":, as its processes import it; or leave them out with children=False'
+        ) from None
 
 
 def _join(children: Sequence[Any]) -> bool:

@@ -20,7 +20,7 @@ def certify_named(name: str, overrides: Sequence[str]) -> Certificate:
     """Certify the objective of a config file, or one by its name or class path with its settings.
 
     Args:
-        name: Without a config, the examples are the lab's.
+        name: Of a config, the objective, data and adapter count; without one, the examples are the lab's.
         overrides: Settings, as ``objective.scale=20``.
 
     Raises:
@@ -32,7 +32,8 @@ def certify_named(name: str, overrides: Sequence[str]) -> Certificate:
         config = resolve_file(None, [f"objective={name}", "data=Scenes", *SETTINGS.get(name, ()), *overrides])
     experiment = instantiate({**config, "stages": {}})
     examples = experiment.data.examples("train")
-    return certify(experiment.make_objective, [examples[index] for index in range(min(NUM_EXAMPLES, len(examples)))])
+    first = [examples[index] for index in range(min(NUM_EXAMPLES, len(examples)))]
+    return certify(experiment.make_objective, first, adapter=experiment.adapter)
 
 
 def run(names: Sequence[str], overrides: Sequence[str], *, as_json: bool) -> int:

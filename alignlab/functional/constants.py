@@ -1,6 +1,6 @@
 """Constants: values that an objective takes as given, although they depend on the model."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import Tensor
@@ -18,12 +18,12 @@ def stop_gradient(value: Tensor) -> Tensor:
 
 
 @contextmanager
-def held_constants() -> Iterator[Callable[[], None]]:
-    """Keep what ``stop_gradient`` gives at first; each call of what this yields lets the same values come again."""
+def held_constants() -> Iterator["_Tape"]:
+    """Keep what ``stop_gradient`` gives at first; after each ``rewind`` of what this yields it comes again."""
     tape = _Tape()
     _tapes.append(tape)
     try:
-        yield tape.rewind
+        yield tape
     finally:
         _tapes.remove(tape)
 
@@ -43,4 +43,4 @@ class _Tape:
             self.values.append(value.clone())
             return value
         self.place += 1
-        return self.values[self.place - 1]
+        return self.values[self.place - 1].clone()

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, distributed
+from torch.autograd.function import once_differentiable
 
 
 def several() -> bool:
@@ -13,7 +14,8 @@ def gather(rows: Tensor) -> tuple[Tensor, int]:
     """Join the rows of all processes in the order of their ranks.
 
     In the backward pass a row's gradient is the sum of what the losses of all processes ask of it, so the gradients of
-    the processes together are those of the sum of their losses. Every process has to call it.
+    the processes together are those of the sum of their losses. Every process has to call it, on rows that need a
+    gradient in all of them or in none, as the backward pass waits for all.
 
     Args:
         rows: (B, ...); B may differ between processes.
@@ -51,6 +53,7 @@ class _Gather(torch.autograd.Function):
         return torch.cat([each[:size] for each, size in zip(received, sizes, strict=True)])
 
     @staticmethod
+    @once_differentiable
     def backward(context, gradient: Tensor) -> tuple[Tensor, None, None]:
         gradient = gradient.clone(memory_format=torch.contiguous_format)
         distributed.all_reduce(gradient)

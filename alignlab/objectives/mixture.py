@@ -18,10 +18,14 @@ class Mixture(Objective):
         sum over parts p of weights_p * mean_p
 
     The parts' means are over different things (tokens, pairs), each over all processes; micro-batches count by samples.
+    Of the parts' hooks ``on_train_batch_end`` is called, no other.
 
     Args:
         parts: Name -> objective, still to be given its backbone; the names prefix what each part reports.
         weights: Name -> factor; 1 where not named.
+
+    Raises:
+        InputError: A part has a hook that would not be called.
     """
 
     coupled = "its parts average over different things, so micro-batches are weighted by samples"
@@ -42,6 +46,13 @@ class Mixture(Objective):
             )
         self.parts = nn.ModuleDict({name: part(backbone) for name, part in parts.items()})
         self.weights = {name: (weights or {}).get(name, 1.0) for name in parts}
+        for name, part in self.parts.items():
+            if unheard := _hooks(part) - {"on_train_batch_end"}:
+                raise InputError(
+                    f"Mixture: part {name} has the hook {', '.join(sorted(unheard))}, which a mixture does not call; "
+                    f"train {type(part).__name__} alone, or move what it does there into its loss or on_train_batch_end"
+                )
+        self.per_process = "; ".join(part.per_process for part in self.parts.values() if part.per_process)
         self.requires = tuple(dict.fromkeys(field for part in self.parts.values() for field in part.requires))
 
     def loss(self, batch: Batch) -> Loss:
@@ -51,6 +62,17 @@ class Mixture(Objective):
         report = {f"{name}/loss": loss.mean.detach() for name, loss in losses.items()}
         report |= {f"{name}/{key}": value for name, loss in losses.items() for key, value in loss.report.items()}
         return Loss(mean, len(batch), report)
+
+    def on_train_batch_end(self, *arguments) -> None:
+        for part in self.parts.values():
+            part.on_train_batch_end(*arguments)
+
+
+def _hooks(part: Objective) -> set[str]:
+    """What a part has of its own of what Lightning calls."""
+    steps = ("setup", "training_step", "validation_step", "configure_optimizers", "configure_gradient_clipping")
+    names = [name for name in dir(type(part)) if name.startswith("on_") or name in steps]
+    return {name for name in names if getattr(type(part), name) is not getattr(Objective, name, None)}
 
 
 def _share(loss: Loss) -> Tensor:

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from alignlab import Batch, Loss
-from alignlab.functional import gather, normalize, stop_gradient, token_logps
-from alignlab.objectives import MLE, Contrastive, InfoNCE
+from alignlab.functional import gather, info_nce, normalize, stop_gradient, token_logps
+from alignlab.objectives import MLE, Contrastive, InfoNCE, Mixture
 
 
 class DetachedGather(InfoNCE):
@@ -50,10 +50,8 @@ class MeanOfMicroBatches(MLE):
         return Loss(super().loss(batch).mean, len(batch))
 
 
-class SumOfMicroBatches(MLE):
+class Summed:
     """Accumulation that adds up and does not divide."""
-
-    breaks = "accumulation"
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         count = self.trainer.accumulate_grad_batches
@@ -61,6 +59,18 @@ class SumOfMicroBatches(MLE):
         for parameter in self.parameters():
             if parameter.grad is not None:
                 parameter.grad.mul_(count)
+
+
+class SumOfMicroBatches(Summed, MLE):
+    """The sum where the mean is meant."""
+
+    breaks = "accumulation"
+
+
+class SumOfCoupled(Summed, InfoNCE):
+    """The same where micro-batches are no larger batch anyway, but still their mean."""
+
+    breaks = "accumulation"
 
 
 class LastColumn(InfoNCE):
@@ -133,6 +143,16 @@ class MovingReference(MLE):
         return super().loss(batch)
 
 
+class Unfreezes(MLE):
+    """Trains what it was given as frozen."""
+
+    breaks = "frozen"
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        self.backbone.requires_grad_(True)
+
+
 class Forgotten(MLE):
     """A weight to learn that is in no loss."""
 
@@ -151,6 +171,26 @@ class Logging(MLE):
     def loss(self, batch: Batch) -> Loss:
         loss = super().loss(batch)
         self.log("loss", loss.mean)
+        return loss
+
+
+class LoggingPart(Mixture):
+    """A part logs from the loss."""
+
+    breaks = "purity"
+
+    def __init__(self, backbone) -> None:
+        super().__init__(backbone, parts={"likelihood": MLE, "logging": Logging})
+
+
+class CachesInBatch(MLE):
+    """Keeps something in the batch for later."""
+
+    breaks = "purity"
+
+    def loss(self, batch: Batch) -> Loss:
+        loss = super().loss(batch)
+        batch.conversation.vision["seen"] = loss.mean.detach()
         return loss
 
 
@@ -221,6 +261,18 @@ class LastChunk(InfoNCE):
         return normalize(torch.cat([*(each.detach() for each in others), last]))
 
 
+class ChunksDiffer(InfoNCE):
+    """Another embedding in chunks, certified as it is configured: in chunks."""
+
+    breaks = "chunks"
+
+    def __init__(self, backbone) -> None:
+        super().__init__(backbone, chunk_size=2)
+
+    def embed(self, tokens) -> Tensor:
+        return super().embed(tokens) * (1.0 if self.chunk_size is None else 0.9)
+
+
 class OtherDropout(InfoNCE):
     """Chunks whose second pass draws other dropout than the first."""
 
@@ -277,6 +329,73 @@ class WideDistance(NarrowDistance):
 
     def distances(self, queries: Tensor, others: Tensor) -> Tensor:
         return (queries[:, None] - others[None]).square().sum(-1)
+
+
+class Centred(InfoNCE):
+    """A centre in a buffer that every pass moves, as DINO has it: this one is right."""
+
+    breaks = ""
+
+    def __init__(self, backbone) -> None:
+        super().__init__(backbone)
+        self.register_buffer("center", torch.zeros(backbone.model.config.text_config.hidden_size))
+
+    def embed(self, tokens) -> Tensor:
+        return normalize(super().embed(tokens) - self.center)
+
+    def loss(self, batch: Batch) -> Loss:
+        loss = super().loss(batch)
+        if self.training:
+            with torch.no_grad():
+                self.center.lerp_(gather(self.backbone.embed(batch.query))[0].mean(0), 0.1)
+        return loss
+
+
+class OwnDropout(InfoNCE):
+    """A head that drops out and a residual that begins as nothing: this one is right."""
+
+    breaks = ""
+
+    def __init__(self, backbone) -> None:
+        super().__init__(backbone)
+        width = backbone.model.config.text_config.hidden_size
+        self.down, self.up = nn.Linear(width, 4, bias=False), nn.Linear(4, width, bias=False)
+        nn.init.zeros_(self.up.weight)
+        self.dropout = nn.Dropout(0.1)
+
+    def embed(self, tokens) -> Tensor:
+        embeddings = super().embed(tokens).to(self.up.weight.dtype)
+        return normalize(self.dropout(embeddings + self.up(self.down(embeddings))))
+
+
+class Advantage(MLE):
+    """A policy gradient on policy, whose loss is 0 and whose gradient is not: this one is right."""
+
+    breaks = ""
+    coupled = "advantages are relative to the batch"
+    per_process = coupled
+
+    def loss(self, batch: Batch) -> Loss:
+        chat = batch.conversation
+        logps = token_logps(self.backbone(chat).logits, chat.labels).sum(-1)
+        rewards = torch.tensor([0.1 * (sum(map(ord, id)) % 7) for id in batch.ids], dtype=logps.dtype)
+        advantages = rewards - rewards.mean()
+        return Loss(-((logps - stop_gradient(logps)).exp() * advantages).mean(), len(batch))
+
+
+class InwardGradient(InfoNCE):
+    """Takes a gradient of its own, and changes in place what it declared constant: this one is right."""
+
+    breaks = ""
+
+    def loss(self, batch: Batch) -> Loss:
+        queries, targets = self.embed(batch.query), self.embed(batch.target)
+        (direction,) = torch.autograd.grad((queries * targets).sum(), queries, retain_graph=True)
+        step = stop_gradient(direction).mul_(0.1)
+        everyone, start = self.everyone(targets)
+        own = torch.arange(start, start + len(batch))
+        scale = self.log_scale.exp()
+        return Loss(info_nce(normalize(queries - step), everyone, scale=scale, labels=own), len(batch))
 
 
 GALLERY = [item for item in list(vars().values()) if isinstance(item, type) and "breaks" in vars(item)]

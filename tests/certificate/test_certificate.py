@@ -40,5 +40,6 @@ def test_a_broken_objective_is_caught(objective, examples):
     failed = {finding.property: finding.note for finding in certificate.findings if finding.verdict == "fails"}
     if objective.breaks:
         assert objective.breaks in failed, certificate
+        assert "raised" not in failed[objective.breaks]  # caught, not crashed
     else:
         assert not failed

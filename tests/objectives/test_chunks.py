@@ -56,6 +56,15 @@ class TestSplit:
         parts = replace(tokens, vision={**tokens.vision, "token_type_ids": kinds, "flag": True}).split(2)
         assert torch.equal(parts[1].vision["token_type_ids"], kinds[2:]) and parts[1].vision["flag"] is True
 
+    def test_a_number_that_fits_by_chance_is_refused(self, tiny_backbone, examples):
+        tokens = tiny_backbone.encoder.batch(examples[:3], ("query",)).query
+        # As many pictures as samples, but not one each: a value for each sample would go with the wrong ones.
+        uneven = replace(tokens, num_images=torch.tensor([0, 2, 1]))
+        with pytest.raises(InputError, match="not known whose the 3 rows of its ages are"):
+            replace(uneven, vision={"ages": torch.tensor([10, 20, 30])}).split(1)
+        parts = replace(uneven, vision={"pixel_values": torch.tensor([10, 20, 30])}).split(1)
+        assert [part.vision["pixel_values"].tolist() for part in parts] == [[], [10, 20], [30]]
+
     def test_rows_of_nobody_are_refused(self, tiny_backbone, examples):
         tokens = tiny_backbone.encoder.batch(examples[:3], ("query",)).query
         with pytest.raises(InputError, match="not known whose the 5 rows of its mystery are"):

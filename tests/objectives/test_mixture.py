@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 
@@ -33,3 +35,40 @@ def test_weights_of_unknown_parts_and_no_parts_are_refused(tiny_backbone):
         Mixture(tiny_backbone, parts={"likelihood": MLE}, weights={"other": 1.0})
     with pytest.raises(InputError, match="at least one part"):
         Mixture(tiny_backbone, parts={})
+
+
+class Hooked(MLE):
+    def on_train_epoch_end(self):
+        """What a mixture would never call."""
+
+
+class Counting(MLE):
+    steps = 0
+
+    def on_train_batch_end(self, *arguments):
+        self.steps += 1
+
+
+class Alone(InfoNCE):
+    per_process = "negatives of its own"
+
+
+def test_a_part_keeps_its_clamp_and_what_it_does_after_a_step(tiny_backbone):
+    mixture = Mixture(
+        tiny_backbone, parts={"contrast": partial(InfoNCE, scale=50.0, max_scale=50.0), "count": Counting}
+    )
+    with torch.no_grad():
+        mixture.parts["contrast"].log_scale += 1
+    mixture.on_train_batch_end(None, None, 0)
+    assert mixture.parts["contrast"].log_scale.exp().item() == pytest.approx(50.0)
+    assert mixture.parts["count"].steps == 1
+
+
+def test_a_hook_that_would_not_be_called_is_refused(tiny_backbone):
+    with pytest.raises(InputError, match="part hooked has the hook on_train_epoch_end"):
+        Mixture(tiny_backbone, parts={"hooked": Hooked})
+
+
+def test_what_a_part_says_of_processes_the_mixture_says(tiny_backbone):
+    assert Mixture(tiny_backbone, parts={"a": MLE, "b": Alone}).per_process == "negatives of its own"
+    assert Mixture(tiny_backbone, parts={"a": MLE}).per_process == ""
