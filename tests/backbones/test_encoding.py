@@ -77,6 +77,8 @@ def test_only_what_is_required_is_encoded(encoder, examples):
     batch = encoder.batch(examples[:3], ("negatives",))
     assert batch.num_negatives.tolist() == [len(e.negatives) for e in examples[:3]]
     assert len(batch.negatives) == batch.num_negatives.sum()
+    none = encoder.batch([replace(example, negatives=()) for example in examples[:2]], ("negatives",))
+    assert none.negatives is None and none.num_negatives.tolist() == [0, 0]
 
 
 def test_a_limit_that_cuts_image_tokens_is_refused_with_the_length_needed():
