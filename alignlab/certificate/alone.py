@@ -119,7 +119,7 @@ def derivative(case: Case) -> Finding:
             for where, parameters in _groups(objective).items():
                 found[f"the derivative along {where}{how}"] = _off(objective, batch, seen, parameters, again)
     finding = compare("derivative", found, DERIVATIVE)
-    declared = f"{constants} values declared constant" if constants else ""
+    declared = f"values declared constant: {constants}" if constants else ""
     return replace(finding, note="; ".join(filter(None, (finding.note, declared))))
 
 
