@@ -28,13 +28,14 @@ def make_foils(caption: Statement, scene: Scene, random: Random) -> dict[str, Pa
         caption: The canonical one.
     """
     found = {}
+    held_out = _num_held_out(caption)
     for kind, change in KINDS.items():
         for _ in range(TRIES):
             true, changed = change(caption, scene, random)
             if changed is None:
                 break
             # As many held-out looks in both: a caption with fewer would be the likelier one for who never saw any.
-            alike = _num_held_out(changed) == _num_held_out(true)
+            alike = _num_held_out(changed) == (held_out if true is caption else _num_held_out(true))
             if alike and changed is not true and not holds(changed, scene):
                 found[kind] = (true, changed)
                 break

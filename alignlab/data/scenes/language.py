@@ -37,6 +37,8 @@ class Phrase(NamedTuple):
         )
 
     def __str__(self) -> str:
+        if self.size is not None and self.color is not None:  # nearly always
+            return f"{self.size} {self.color} {self.shape}"
         return " ".join([word for word in (self.size, self.color, self.shape) if word is not None])
 
 
@@ -51,8 +53,9 @@ class Statement(NamedTuple):
     relations: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        first, *others = map(str, self.phrases)
-        return " ".join(["a", first, *map("{} a {}".format, self.relations, others), "."])
+        first, *others = self.phrases
+        told = [f" {relation} a {phrase}" for relation, phrase in zip(self.relations, others, strict=True)]
+        return f"a {first}{''.join(told)} ."
 
 
 def holds(statement: Statement, scene: Scene) -> bool:
