@@ -10,13 +10,13 @@ steps must agree to 1e-5. A repeat starts both anew, leaves out its first steps,
 The terminal's progress bar is not part of it.
 
 Measured (2 shared cores, 1 thread, Linux, Python 3.11.7, torch 2.13.0+cpu, transformers 5.23.0, lightning 2.6.6; load
-0.8 to 0.9); batch 8 with ``--batch-size 8``; median of 20-step means, the ratio with its 95 % interval, target <= 1.05:
+1.0); batch 8 with ``--batch-size 8``; median of 20-step means, the ratio with its 95 % interval, target <= 1.05:
 
     batch  batches                alignlab  handwritten  ratio
-    64     encoded in the loop    298.5 ms      298.5 ms  1.002 [0.991, 1.016]  met; 9 repeats, losses agree to 2.4e-07
-    64     encoded beforehand     262.2 ms      262.6 ms  1.001 [0.996, 1.010]  met
-    8      encoded in the loop     51.8 ms       49.8 ms  1.041 [1.032, 1.051]  met, interval past it; 9 repeats
-    8      encoded beforehand      45.2 ms       43.6 ms  1.042 [1.037, 1.061]  met, interval past it
+    64     encoded in the loop    238.3 ms      240.8 ms  0.996 [0.981, 1.022]  met; 9 repeats, losses agree to 1.8e-07
+    64     encoded beforehand     181.7 ms      183.6 ms  0.987 [0.982, 0.990]  met
+    8      encoded in the loop     41.7 ms       40.3 ms  1.039 [1.018, 1.044]  met; 9 repeats
+    8      encoded beforehand      34.2 ms       32.9 ms  1.042 [1.038, 1.054]  met, interval past it
 """
 
 import json

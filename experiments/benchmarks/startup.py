@@ -5,13 +5,13 @@
 Each repeat is a fresh interpreter, timed from outside; beside them the bare interpreter and, as what is avoided,
 ``import torch``. The first round warms the disk cache and is not counted.
 
-Measured, 15 repeats (2 shared cores, Linux, Python 3.11.7, torch 2.13.0+cpu; bytecode caching off; load 1.2):
+Measured, 15 repeats (2 shared cores, Linux, Python 3.11.7, torch 2.13.0+cpu; bytecode caching off; load 1.0):
 
     seconds            median  minimum  target
-    python -c pass      0.028    0.025
-    import alignlab     0.031    0.027     0.3  met
-    alignlab --help     0.047    0.036     1.0  met
-    import torch        1.447    1.369
+    python -c pass      0.028    0.023
+    import alignlab     0.030    0.025     0.3  met
+    alignlab --help     0.044    0.035     1.0  met
+    import torch        1.424    1.314
 """
 
 import os
