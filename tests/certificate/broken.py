@@ -316,7 +316,7 @@ class NarrowDistance(Contrastive):
         queries = self.embed(batch.query)
         everyone, start = self.everyone(queries)
         other = torch.arange(len(everyone)) != torch.arange(start, start + len(queries))[:, None]
-        return Loss((1 / (0.001 + self.distances(queries, everyone)[other])).mean(), len(batch))
+        return Loss((0.0002 + self.distances(queries, everyone)[other]).pow(-2).mean(), len(batch))
 
     def distances(self, queries: Tensor, others: Tensor) -> Tensor:
         return (2 - 2 * queries @ others.T).clamp(min=0)
