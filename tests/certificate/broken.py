@@ -316,7 +316,8 @@ class NarrowDistance(Contrastive):
         queries = self.embed(batch.query)
         everyone, start = self.everyone(queries)
         other = torch.arange(len(everyone)) != torch.arange(start, start + len(queries))[:, None]
-        return Loss((0.0002 + self.distances(queries, everyone)[other]).pow(-2).mean(), len(batch))
+        near = (0.0002 + self.distances(queries, everyone)[other]).pow(-2)
+        return Loss(near.sum() / max(1, near.numel()), len(batch))  # one sample alone is far from nobody
 
     def distances(self, queries: Tensor, others: Tensor) -> Tensor:
         return (2 - 2 * queries @ others.T).clamp(min=0)
