@@ -2,10 +2,12 @@
 
 from alignlab.functional.constants import held_constants, stop_gradient
 from alignlab.functional.contrastive import (
+    hard_cross_entropy,
     hard_negative_info_nce,
     hard_negatives,
     info_nce,
     normalize,
+    repeated,
     sigmoid_contrastive,
     similarities,
 )
@@ -15,11 +17,13 @@ from alignlab.functional.processes import gather, total
 
 __all__ = [
     "gather",
+    "hard_cross_entropy",
     "hard_negative_info_nce",
     "hard_negatives",
     "held_constants",
     "info_nce",
     "normalize",
+    "repeated",
     "sequence_logps",
     "sigmoid_contrastive",
     "similarities",

@@ -130,10 +130,22 @@ def hard_negative_info_nce(
     cosines = similarities(queries, targets)
     hard, missing = hard_negatives(cosines, num_hard=num_hard, margin=margin, labels=labels, exclude=exclude)
     if fill == "duplicate":
-        count = (~missing).sum(1, keepdim=True)
-        place = torch.arange(num_hard, device=hard.device)[None] % count.clamp(min=1)
-        hard, missing = hard.gather(1, place), (count == 0).expand(-1, num_hard)
-    positives = torch.arange(len(queries), device=hard.device) if labels is None else labels
+        hard, missing = repeated(hard, missing, num_hard)
+    return hard_cross_entropy(cosines, hard, missing, scale=scale, labels=labels)
+
+
+def repeated(hard: Tensor, missing: Tensor, num_hard: int) -> tuple[Tensor, Tensor]:
+    """What ``hard_negatives`` gives, each query's negatives repeated in their order up to ``num_hard``."""
+    count = (~missing).sum(1, keepdim=True)
+    place = torch.arange(num_hard, device=hard.device)[None] % count.clamp(min=1)
+    return hard.gather(1, place), (count == 0).expand(-1, num_hard)
+
+
+def hard_cross_entropy(
+    cosines: Tensor, hard: Tensor, missing: Tensor, *, scale: Tensor | float, labels: Tensor | None = None
+) -> Tensor:
+    """The loss of ``hard_negative_info_nce`` for cosines (B, K) and what ``hard_negatives`` found in them."""
+    positives = torch.arange(len(cosines), device=hard.device) if labels is None else labels
     kept = cosines.gather(1, torch.cat([positives[:, None], hard], dim=1))
     # Masked after the scaling: infinity times a learned scale would give it a gradient that is not a number.
     logits = (scale * kept).masked_fill(F.pad(missing, (1, 0), value=False), -math.inf)

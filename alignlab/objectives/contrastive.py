@@ -11,7 +11,7 @@ from alignlab.objectives.base import Objective
 
 
 class Contrastive(Objective):
-    """Base of objectives on embeddings; a subclass writes ``loss`` with ``embed`` and ``everyone``.
+    """Base of objectives on embeddings; a subclass writes ``loss`` with ``embed`` and ``gather``.
 
     With a chunk size a batch's memory is that of its embeddings and of one chunk's activations, for one more forward
     pass, and the gradient is exact: GradCache, Gao et al. 2021, https://arxiv.org/abs/2101.06983.
@@ -36,7 +36,7 @@ class Contrastive(Objective):
             return normalize(self.backbone.embed(tokens))
         return normalize(torch.cat([self._recomputed(chunk) for chunk in tokens.split(self.chunk_size)]))
 
-    def everyone(self, embeddings: Tensor) -> tuple[Tensor, int]:
+    def gather(self, embeddings: Tensor) -> tuple[Tensor, int]:
         """The embeddings (N, D) of all processes, and where one's own begin.
 
         In validation each process sees all the data, and so its own embeddings alone.

@@ -56,8 +56,8 @@ class InfoNCE(Contrastive):
 
     def loss(self, batch: Batch) -> Loss:
         queries, targets = self.embed(batch.query), self.embed(batch.target)  # (B, D)
-        all_queries, start = self.everyone(queries)  # (N, D)
-        all_targets, _ = self.everyone(targets)
+        all_queries, start = self.gather(queries)  # (N, D)
+        all_targets, _ = self.gather(targets)
         own = torch.arange(start, start + len(batch), device=queries.device)
         settings = {"scale": self.log_scale.exp(), "labels": own, "label_smoothing": self.label_smoothing}
         mean = info_nce(queries, all_targets, **settings)

@@ -6,7 +6,7 @@ import torch
 
 from alignlab.batch import Batch
 from alignlab.errors import InputError
-from alignlab.functional import hard_negative_info_nce, hard_negatives, similarities
+from alignlab.functional import hard_cross_entropy, hard_negatives, repeated, similarities
 from alignlab.objectives.base import Loss
 from alignlab.objectives.contrastive import Contrastive
 
@@ -49,12 +49,14 @@ class UniME(Contrastive):
 
     def loss(self, batch: Batch) -> Loss:
         queries = self.embed(batch.query)  # (B, D)
-        targets, start = self.everyone(self.embed(batch.target))  # (N, D)
+        targets, start = self.gather(self.embed(batch.target))  # (N, D)
         own = torch.arange(start, start + len(batch), device=queries.device)
-        which = {"num_hard": self.num_hard, "margin": self.margin, "labels": own}
-        mean = hard_negative_info_nce(queries, targets, scale=self.scale, fill=self.fill, **which)
-        cosines = similarities(queries, targets).detach()
-        hard, missing = hard_negatives(cosines, **which)
+        cosines = similarities(queries, targets)  # (B, N)
+        hard, missing = hard_negatives(cosines, num_hard=self.num_hard, margin=self.margin, labels=own)
+        if self.fill == "duplicate":
+            hard, missing = repeated(hard, missing, self.num_hard)
+        mean = hard_cross_entropy(cosines, hard, missing, scale=self.scale, labels=own)
+        cosines = cosines.detach()
         positive = cosines.gather(1, own[:, None])
         report = {
             "accuracy": (cosines.argmax(1) == own).float().mean(),

@@ -16,7 +16,7 @@ class DetachedGather(InfoNCE):
 
     breaks = "processes"
 
-    def everyone(self, embeddings: Tensor) -> tuple[Tensor, int]:
+    def gather(self, embeddings: Tensor) -> tuple[Tensor, int]:
         joined, start = gather(embeddings.detach())
         joined = joined.clone()
         joined[start : start + len(embeddings)] = embeddings
@@ -28,7 +28,7 @@ class OwnNegatives(InfoNCE):
 
     breaks = "processes"
 
-    def everyone(self, embeddings: Tensor) -> tuple[Tensor, int]:
+    def gather(self, embeddings: Tensor) -> tuple[Tensor, int]:
         return embeddings, 0
 
 
@@ -314,7 +314,7 @@ class NarrowDistance(Contrastive):
 
     def loss(self, batch: Batch) -> Loss:
         queries = self.embed(batch.query)
-        everyone, start = self.everyone(queries)
+        everyone, start = self.gather(queries)
         other = torch.arange(len(everyone)) != torch.arange(start, start + len(queries))[:, None]
         near = (0.0002 + self.distances(queries, everyone)[other]).pow(-2)
         return Loss(near.sum() / max(1, near.numel()), len(batch))  # one sample alone is far from nobody
@@ -393,7 +393,7 @@ class InwardGradient(InfoNCE):
         queries, targets = self.embed(batch.query), self.embed(batch.target)
         (direction,) = torch.autograd.grad((queries * targets).sum(), queries, retain_graph=True)
         step = stop_gradient(direction).mul_(0.1)
-        everyone, start = self.everyone(targets)
+        everyone, start = self.gather(targets)
         own = torch.arange(start, start + len(batch))
         scale = self.log_scale.exp()
         return Loss(info_nce(normalize(queries - step), everyone, scale=scale, labels=own), len(batch))

@@ -50,6 +50,15 @@ def test_too_few_examples_are_refused(examples):
         certify(MLE, examples[:3])
 
 
+def test_what_cannot_be_sent_to_a_process_is_refused_before_anything_runs(examples):
+    class Local(MLE):
+        """Nobody can import it."""
+
+    with pytest.raises(InputError, match="Local cannot be sent to another process.*define it in a module"):
+        certify(Local, examples)
+    assert certify(Local, examples, children=False).holds
+
+
 class Raises(MLE):
     def loss(self, batch):
         raise ZeroDivisionError("what a pity")
