@@ -88,6 +88,7 @@ class Example:
         target: The side to be found.
         negatives: Contents close to ``target`` that are wrong for ``query``.
         captions: Right captions of the picture, the canonical one first.
+        embedding: What a teacher makes of ``target``, in the teacher's own width.
         foils: Pairs of a right and a wrong caption, at most one of a kind.
         questions: Questions about the picture.
         existence: Questions whether an object is there, of the kinds ``present`` (answer yes), ``random``, ``popular``
@@ -108,6 +109,7 @@ class Example:
     target: Content = ()
     negatives: tuple[Content, ...] = ()
     captions: tuple[str, ...] = ()
+    embedding: tuple[float, ...] = ()
     foils: tuple[Foil, ...] = ()
     questions: tuple[Question, ...] = ()
     existence: tuple[Question, ...] = ()
@@ -131,6 +133,17 @@ class Example:
         """The pictures of the conversation, or where it has none, those of the query."""
         shown = tuple(part for turn in self.conversation for part in turn.content if not isinstance(part, str))
         return shown or tuple(part for part in self.query if not isinstance(part, str))
+
+    def phrased(self, caption: str) -> Content:
+        """A caption in the form of the target: in place of the part that is one of the example's captions.
+
+        Where no part is, it stands in place of the first text; where there is no text, alone.
+        """
+        texts = [part for part in self.target if isinstance(part, str)]
+        if not texts:
+            return (caption,)
+        said = next((text for text in texts if text in self.captions), texts[0])
+        return tuple(caption if part == said else part for part in self.target)
 
 
 @dataclass(frozen=True)
@@ -204,6 +217,9 @@ class Batch:
         rejected: The conversation with its last answer replaced by the rejected one.
         negatives: All negatives of all samples, one after the other; None where there are none.
         num_negatives: (B,) long, how many rows of ``negatives`` belong to each sample.
+        captions: All captions of all samples, in the form of their targets, one after the other.
+        num_captions: (B,) long, how many rows of ``captions`` belong to each sample.
+        embedding: (B, E), a teacher's embedding of each target.
         roles: (B, T) long, along ``conversation``: the place in ``ROLES`` of the last answer's tokens; -1 elsewhere.
         groups: B names; the samples of one group are right for each other.
     """
@@ -215,6 +231,9 @@ class Batch:
     rejected: Tokens | None = None
     negatives: Tokens | None = None
     num_negatives: Tensor | None = None
+    captions: Tokens | None = None
+    num_captions: Tensor | None = None
+    embedding: Tensor | None = None
     roles: Tensor | None = None
     groups: tuple[str, ...] | None = None
 
@@ -223,7 +242,7 @@ class Batch:
 
     def __iter__(self) -> Iterator[Tokens]:
         """The sequences that are present."""
-        sequences = (self.conversation, self.query, self.target, self.rejected, self.negatives)
+        sequences = (self.conversation, self.query, self.target, self.rejected, self.negatives, self.captions)
         return (tokens for tokens in sequences if tokens is not None)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:

@@ -19,7 +19,7 @@ Segment = tuple[str, bool]
 """A stretch of rendered text and whether it is trained on."""
 
 
-FIELDS = ("conversation", "query", "target", "rejected", "roles")
+FIELDS = ("conversation", "query", "target", "rejected", "roles", "captions", "embedding")
 """Sequences that every example must fill; negatives may be missing, and an example need not be of a group."""
 
 
@@ -118,10 +118,15 @@ class Encoder:
                     negatives = [negative for e in examples for negative in e.negatives]
                     parts[name] = self.contents(negatives) if negatives else None
                     parts["num_negatives"] = torch.tensor([len(e.negatives) for e in examples])
+                case "captions":
+                    parts[name] = self.contents([e.phrased(caption) for e in examples for caption in e.captions])
+                    parts["num_captions"] = torch.tensor([len(e.captions) for e in examples])
+                case "embedding":
+                    parts[name] = _stacked(examples)
                 case _:
                     raise InputError(
                         f"a Batch has no sequence {name!r}; it has conversation, query, target, rejected, negatives, "
-                        "roles, group"
+                        "captions, embedding, roles, group"
                     )
         return Batch(ids=tuple(e.id for e in examples), **parts)
 
@@ -281,6 +286,17 @@ def image_token_id(config: Any) -> int:
     raise InputError(
         f"{type(config).__name__} names no image token, so this is not a vision-language model alignlab can read"
     )
+
+
+def _stacked(examples: Sequence[Example]) -> Tensor:
+    """The embeddings (B, E) of examples."""
+    width = len(examples[0].embedding)
+    if odd := [e for e in examples if len(e.embedding) != width]:
+        raise InputError(
+            f"the embedding of example {odd[0].id!r} has {len(odd[0].embedding)} numbers, that of {examples[0].id!r} "
+            f"has {width}; embeddings of one teacher are of one width"
+        )
+    return torch.tensor([e.embedding for e in examples])
 
 
 def _images(turns: Sequence[Turn]) -> list[Part]:

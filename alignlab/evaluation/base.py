@@ -211,15 +211,3 @@ def thumbnail(example: Example) -> Image.Image | None:
     image = open_image(example.images[0]).copy()
     image.thumbnail((MAX_SIDE, MAX_SIDE))
     return image
-
-
-def phrased(example: Example, caption: str) -> Content:
-    """A caption in the form of the example's target: in place of the part that is one of the example's captions.
-
-    Where no part is, it stands in place of the first text; where there is no text, alone.
-    """
-    texts = [part for part in example.target if isinstance(part, str)]
-    if not texts:
-        return (caption,)
-    said = next((text for text in texts if text in example.captions), texts[0])
-    return tuple(caption if part == said else part for part in example.target)

@@ -10,7 +10,7 @@ from alignlab.backbones import Backbone
 from alignlab.batch import Example, Foil, Turn
 from alignlab.data.base import AlignmentData, Split, check_supplies
 from alignlab.errors import InputError
-from alignlab.evaluation.base import Evaluation, Evaluator, OnBatch, mean, phrased, thumbnail
+from alignlab.evaluation.base import Evaluation, Evaluator, OnBatch, mean, thumbnail
 from alignlab.evaluation.language import foil_margins, train_examples
 from alignlab.evaluation.likelihood import likelihood
 
@@ -115,7 +115,7 @@ class Composition(Evaluator):
         """How much nearer each true caption is to the query; nearness that is not a number decides nothing."""
         seen = {example.id: example for example, _ in judged}
         said = {(example.id, text): example for example, foil in judged for text in (foil.true, foil.false)}
-        contents = [seen[id].query for id in seen] + [phrased(example, text) for (_, text), example in said.items()]
+        contents = [seen[id].query for id in seen] + [example.phrased(text) for (_, text), example in said.items()]
         vectors = self.embeddings(backbone, contents, on_batch).double()
         of = dict(zip((*seen, *said), vectors, strict=True))
         queries = torch.stack([of[example.id] for example, _ in judged])

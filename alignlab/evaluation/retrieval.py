@@ -11,7 +11,7 @@ from alignlab.backbones import Backbone
 from alignlab.batch import Content, Example
 from alignlab.data.base import AlignmentData, Split, check_supplies
 from alignlab.errors import InputError
-from alignlab.evaluation.base import Evaluation, Evaluator, OnBatch, mean, phrased
+from alignlab.evaluation.base import Evaluation, Evaluator, OnBatch, mean
 
 RANKS = (1, 5, 10)
 
@@ -84,7 +84,7 @@ class Retrieval(Evaluator):
     def _candidates(self, example: Example) -> list[Content]:
         if self.num_captions == 1:
             return [example.target]
-        return [phrased(example, caption) for caption in example.captions[: self.num_captions]]
+        return [example.phrased(caption) for caption in example.captions[: self.num_captions]]
 
 
 def right_pairs(

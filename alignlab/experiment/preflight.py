@@ -1,6 +1,6 @@
 """preflight: what can be known of an experiment before weights are read, a directory is made or a step is taken."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,7 +8,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from alignlab.backbones import PARTS, Backbone, Encoder
-from alignlab.data.base import ShuffledBatches
+from alignlab.data.base import ShuffledBatches, check_supplies
 from alignlab.errors import InputError
 from alignlab.experiment.config import STAGE, Experiment, instantiate
 
@@ -32,15 +32,22 @@ def check(config: Mapping[str, Any]) -> None:
     experiment = instantiate(config)
     _check_trainer(experiment.trainer)
     _check_sizes(experiment)
-    if experiment.backbone["max_length"] is not None:
-        _check_lengths(experiment)
+    requires = experiment.requires
     # Shapes are enough for a constructor to refuse its arguments, and on the meta device they cost nothing.
     with torch.device("meta"):
         backbone = Backbone(**{**experiment.backbone, "fresh": PARTS, "take": None})
         try:
-            experiment.make_objective(backbone)
+            objective = experiment.make_objective(backbone)
         except (NotImplementedError, RuntimeError):
-            return  # a constructor that reads weights cannot do so without them; it has its say when they are there
+            objective = None  # a constructor that reads weights cannot do so without them; it has its say later
+    if objective is not None:
+        requires = objective.requires  # which may depend on its settings
+        check_supplies(type(objective).__name__, requires, experiment.data)
+        objective.prepare(experiment.data, 1)
+    if experiment.backbone["max_length"] is not None:
+        _check_lengths(experiment, requires)
+    if objective is None:
+        return
     for evaluator in experiment.evaluators:
         evaluator.check_backbone(backbone)  # with what the objective added to it
 
@@ -73,9 +80,9 @@ def _check_sizes(experiment: Experiment) -> None:
             raise InputError(f"{who} judges the {evaluator.split} split, which is empty in {whose}")
 
 
-def _check_lengths(experiment: Experiment) -> None:
+def _check_lengths(experiment: Experiment, requires: Sequence[str]) -> None:
     encoder = Encoder.load(experiment.backbone["path"], max_length=experiment.backbone["max_length"])
-    read = [(experiment.data.examples("train"), experiment.requires)]
+    read = [(experiment.data.examples("train"), requires)]
     for evaluator in experiment.evaluators:
         sequences = tuple(name for name in evaluator.requires if name in ("conversation", "query", "target"))
         read += [(evaluator.judged(experiment.data).examples(evaluator.split), sequences)] if sequences else []

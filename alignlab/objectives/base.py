@@ -13,7 +13,7 @@ from torch import Tensor, distributed
 
 from alignlab.backbones import Backbone
 from alignlab.batch import Batch
-from alignlab.data.base import check_supplies
+from alignlab.data.base import AlignmentData, check_supplies
 from alignlab.errors import NotFinite
 from alignlab.functional import upcast
 from alignlab.objectives.averages import Averages
@@ -69,9 +69,17 @@ class Objective(LightningModule):
     def loss(self, batch: Batch) -> Loss:
         """Compute the objective on one batch; never logs, never reads the trainer, never writes into the batch."""
 
+    def prepare(self, data: AlignmentData, num_processes: int) -> None:
+        """Look at the data once, before training begins or goes on; by default nothing is to be known of them.
+
+        Raises:
+            InputError: They are none that this objective can be trained on.
+        """
+
     def setup(self, stage: str) -> None:
         data = self.trainer.datamodule
         check_supplies(type(self).__name__, self.requires, data)
+        self.prepare(data, self.trainer.world_size)
         data.connect(partial(self.backbone.encoder.batch, sequences=tuple(self.requires)))
         if self.coupled and self.trainer.accumulate_grad_batches > 1:
             rank_zero_warn(f"{type(self).__name__}: accumulating micro-batches is not a larger batch: {self.coupled}")

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from alignlab.backbones import Backbone
 from alignlab.batch import Batch
+from alignlab.data import AlignmentData
 from alignlab.errors import InputError
 from alignlab.functional import total
 from alignlab.objectives.base import Loss, Objective
@@ -54,6 +55,10 @@ class Mixture(Objective):
                 )
         self.per_process = "; ".join(part.per_process for part in self.parts.values() if part.per_process)
         self.requires = tuple(dict.fromkeys(field for part in self.parts.values() for field in part.requires))
+
+    def prepare(self, data: AlignmentData, num_processes: int) -> None:
+        for part in self.parts.values():
+            part.prepare(data, num_processes)
 
     def loss(self, batch: Batch) -> Loss:
         losses = {name: part.loss(batch) for name, part in self.parts.items()}

@@ -8,7 +8,7 @@ from torchmetrics.functional.retrieval import retrieval_hit_rate
 
 from alignlab.batch import Example, Question
 from alignlab.evaluation.asking import Asked
-from alignlab.evaluation.base import phrased, tidy
+from alignlab.evaluation.base import tidy
 from alignlab.evaluation.caption import picked
 from alignlab.evaluation.composition import wins
 from alignlab.evaluation.pope import judge_answers, measures, says_yes
@@ -94,7 +94,7 @@ def test_several_captions_and_groups_make_right_pairs():
 
 def test_a_caption_takes_the_place_of_the_target_s_own():
     def content(*target, captions=("old", "older")):
-        return phrased(Example("x", target=target, captions=captions), "new")
+        return Example("x", target=target, captions=captions).phrased("new")
 
     assert content("old", "summarize :") == ("new", "summarize :")
     assert content("summarize :", "older") == ("summarize :", "new")

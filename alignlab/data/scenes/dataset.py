@@ -56,7 +56,7 @@ class Scenes(AlignmentData):
 
     supplies: ClassVar[tuple[str, ...]] = (
         *("conversation", "query", "target", "negatives", "captions", "foils", "questions", "existence"),
-        *("text", "rejected", "boxes", "roles", "points", "group"),
+        *("text", "rejected", "boxes", "roles", "points", "group", "embedding"),
     )
     splits: ClassVar[tuple[Split, ...]] = ("train", "val", "test", "compositional")
 

@@ -1,10 +1,11 @@
 """Language: statements about scenes and their truth, and captions that are true, word by word."""
 
 from collections.abc import Callable, Sequence
+from itertools import product
 from typing import NamedTuple
 
 from alignlab.batch import Role
-from alignlab.data.scenes.world import Scene, Thing
+from alignlab.data.scenes.world import COLORS, SHAPES, SIZES, Scene, Thing
 
 CAPTION_PROMPT = "describe the image ."
 IMAGE_INSTRUCTION = "summarize the image in one word :"
@@ -102,6 +103,30 @@ def paraphrases(caption: Statement) -> tuple[str, ...]:
 
 def _backwards(caption: Statement) -> Statement:
     return Statement(caption.phrases[::-1], tuple(INVERSE[relation] for relation in caption.relations[::-1]))
+
+
+def meaning(scene: Scene) -> tuple[float, ...]:
+    """What a perfect reader makes of a caption: which objects there are, and how each stands to the next one.
+
+    Its cosines are shares: of objects, of attributes and of relations that two scenes have in common.
+    """
+    counts = [0.0] * len(_PLACES)
+    for thing in scene.things:
+        for word in (thing[:3], *thing[:3]):
+            counts[_PLACES[word]] += 1.0
+    for first, second in zip(scene.things, scene.things[1:], strict=False):
+        for relation, holds in HOLDS.items():
+            if holds(first, second):
+                counts[_PLACES[first.shape, relation, second.shape]] += 1.0
+    return tuple(counts)
+
+
+_PLACES = {
+    word: place
+    for place, word in enumerate(
+        (*product(SHAPES, COLORS, SIZES), *SHAPES, *COLORS, *SIZES, *product(SHAPES, HOLDS, SHAPES))
+    )
+}
 
 
 class Word(NamedTuple):

@@ -139,6 +139,7 @@ class SceneExamples(Sequence[Example]):
             target=(say(aim), instruction),
             negatives=tuple([(foil.false, instruction) for foil in twins]),
             captions=shown,
+            embedding=language.meaning(scene),
             foils=foils,
             questions=said(questions, say),
             existence=said(exists, say),
