@@ -155,8 +155,12 @@ def _set_randomness(state: dict[str, Any], device: torch.device) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep a second process out of a run directory, which is made if need be; the lock goes with the process."""
+def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Keep a second process out of a run directory, which is made if need be; the lock goes with the process.
+
+    Args:
+        wait: Until another process has left it, instead of raising InputError.
+    """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     if rank_zero_only.rank:  # a process that the first one started
@@ -166,7 +170,7 @@ def locked(folder: Path) -> Iterator[None]:
         file = open(folder / ".lock", "a+")
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             raise InputError(
                 f"another process is at work in {folder}; wait for it, or choose another --output"

@@ -34,7 +34,7 @@ OnProgress = Callable[[Progress], None]
 
 
 def run(
-    config: dict[str, Any], output: Path, *, on_progress: OnProgress | None = None, stages: Path | None = None
+    config: dict[str, Any], output: Path, *, on_progress: OnProgress | None = None, shared: Path | None = None
 ) -> dict[str, Any]:
     """Train and judge one backbone.
 
@@ -42,7 +42,8 @@ def run(
         config: Resolved.
         output: The run directory; a finished one of the same config is left as it is, an interrupted one resumes.
         on_progress: Called after every step and evaluator.
-        stages: Where the runs of earlier stages are; default: ``output/stages``.
+        shared: Where runs that have stages in common keep them, each trained by the first that needs it while the
+            others wait; default: a run keeps its own, in ``output/stages``.
 
     Returns:
         The content of ``metrics.json``.
@@ -54,16 +55,35 @@ def run(
     refuse_foreign(config, output)
     if (output / "metrics.json").exists():
         return json.loads((output / "metrics.json").read_text())
-    stages = stages or output / "stages"
-    placed = {**config, "backbone": _with_stage_paths(config["backbone"], stages)}
-    preflight(config if config["stages"] else placed)
+    preflight(config)
+    notify = on_progress or (lambda progress: None)
+    folders = _stage_folders(config["stages"], output / "stages" if shared is None else shared, shared is not None)
     with record.locked(output):
         claim(config, output)
         for name, stage in config["stages"].items():
-            run(stage, stages / name, on_progress=on_progress, stages=stages)
-        experiment = instantiate({**placed, "stages": {}})
-        seed_everything(config["seed"], workers=True, verbose=False)
-        return _train_and_judge(config, experiment, output, on_progress or (lambda progress: None))
+            with record.locked(folders[name], wait=shared is not None):
+                if not (folders[name] / "metrics.json").exists():
+                    claim(stage, folders[name])
+                    _run_one(stage, folders, folders[name], notify)
+        return _run_one(config, folders, output, notify)
+
+
+def _run_one(config: dict[str, Any], folders: Mapping[str, Path], output: Path, notify: OnProgress) -> dict[str, Any]:
+    """Train and judge what starts from stages that are done."""
+    experiment = instantiate(
+        {**config, "stages": {}, "backbone": _with_stages(config["backbone"], lambda name: folders[name] / "backbone")}
+    )
+    seed_everything(config["seed"], workers=True, verbose=False)
+    return _train_and_judge(config, experiment, output, notify)
+
+
+def _stage_folders(stages: Mapping[str, Any], parent: Path, by_content: bool) -> dict[str, Path]:
+    """Where each stage is kept: under its name, or by its content, which is also that of the stages it starts from."""
+    folders: dict[str, Path] = {}
+    for name, stage in stages.items():
+        whole = {**stage, "backbone": _with_stages(stage["backbone"], lambda name: folders[name].name)}
+        folders[name] = parent / (f"{name}-{digest(whole)}" if by_content else name)
+    return folders
 
 
 def refuse_foreign(config: dict[str, Any], output: Path) -> None:
@@ -126,12 +146,12 @@ def _finished(folder: Path) -> dict[str, Any]:
     return read(folder / "config.yaml")
 
 
-def _with_stage_paths(value: Any, stages: Path) -> Any:
-    """Replace ``stage:NAME`` in the backbone's settings by the directory that the stage wrote."""
+def _with_stages(value: Any, place: Callable[[str], Path | str]) -> Any:
+    """Replace each ``stage:NAME`` in the backbone's settings."""
     if isinstance(value, str) and value.startswith(STAGE):
-        return str(stages / value.removeprefix(STAGE) / "backbone")
+        return str(place(value.removeprefix(STAGE)))
     if isinstance(value, dict):
-        return {key: _with_stage_paths(item, stages) for key, item in value.items()}
+        return {key: _with_stages(item, place) for key, item in value.items()}
     return value
 
 

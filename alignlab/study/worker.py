@@ -25,10 +25,15 @@ NOTICE_SECONDS = 0.2
 
 
 def train(config: dict[str, Any], directory: Path, notify: Notify) -> None:
-    """Run the experiment."""
+    """Run the experiment; stages are kept beside the study's cells, so that those of the same content train once."""
     from alignlab.experiment.run import run
 
-    run(config, directory, on_progress=lambda progress: notify(progress.stage, progress.step, progress.max_steps))
+    run(
+        config,
+        directory,
+        on_progress=lambda progress: notify(progress.stage, progress.step, progress.max_steps),
+        shared=directory.parents[2] / "stages",
+    )
 
 
 def run_cell(

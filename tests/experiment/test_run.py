@@ -163,6 +163,38 @@ def test_stages_hand_on_named_parts(config, tmp_path):
     assert torch.equal(named(final, "projector"), named(start, "projector"))
 
 
+def test_runs_that_share_stages_train_each_once(config, tmp_path):
+    def differing(lr: float, **first) -> dict:
+        stages = {
+            "one": {"trainer": {"max_steps": 2}, "backbone": config["backbone"], **first},
+            "two": {"trainer": {"max_steps": 1}, "backbone": {"path": "stage:one"}},
+        }
+        return resolve(
+            {
+                **config,
+                "evaluators": [],
+                "trainer": {"max_steps": 1},
+                "backbone": {"path": "stage:two"},
+                "optimization": {"lr": lr},
+                "stages": {name: {**stage, "optimization": {"lr": 1e-3}} for name, stage in stages.items()},
+            }
+        )
+
+    shared = tmp_path / "stages"
+    for number, each in enumerate((differing(1e-3), differing(2e-3), differing(1e-3, seed=1))):
+        run(each, tmp_path / str(number), shared=shared)
+        if number == 0:
+            trained = {file: file.stat().st_mtime_ns for file in shared.glob("*/metrics.json")}
+            assert sorted(file.parent.name.partition("-")[0] for file in trained) == ["one", "two"]
+    # Another seed of the first stage is another second stage, although nothing is written differently there.
+    after = {file: file.stat().st_mtime_ns for file in shared.glob("*/metrics.json")}
+    assert trained.items() < after.items() and len(after) == 4
+    assert not (tmp_path / "0" / "stages").exists()
+    run(differing(1e-3), tmp_path / "alone")
+    assert weights(tmp_path / "alone").keys() == weights(tmp_path / "0").keys()
+    assert all(torch.equal(value, weights(tmp_path / "0")[name]) for name, value in weights(tmp_path / "alone").items())
+
+
 def test_a_limit_that_cuts_images_is_refused_before_the_weights_are_read(config, tmp_path, tiny_path):
     shutil.copytree(tiny_path, tmp_path / "model")
     (tmp_path / "model" / "model.safetensors").write_bytes(b"never read")
