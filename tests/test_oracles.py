@@ -161,12 +161,12 @@ class TestGroupInfoNCE:
 
     def test_the_placebo_forgets_as_many_true_negatives(self, make, tiny_backbone, known, monkeypatch):
         monkeypatch.syspath_prepend(FOLDER)
-        from group_infonce import _blind, _same
+        from group_infonce import _same, blind
 
         same = _same(tuple(example.group for example in known))
-        blind = _blind(same, tuple(example.id for example in known))
-        assert torch.equal(blind.sum(1), same.sum(1)) and blind.sum() == 8
-        assert not (blind & same).any() and not blind.diagonal().any()
+        forgotten = blind(same, tuple(example.id for example in known))
+        assert torch.equal(forgotten.sum(1), same.sum(1)) and forgotten.sum() == 8
+        assert not (forgotten & same).any() and not forgotten.diagonal().any()
         placebo = make("GroupInfoNCE", tiny_backbone, scale=1e-6, max_scale=1.0, forgets="others")
         loss = placebo.loss(batch_of(placebo, known)).mean.item()
         # at chance, over 6 candidates three times, 7 twice, 8 three times
@@ -182,10 +182,10 @@ class TestGroupInfoNCE:
 
     def test_the_placebo_forgets_no_more_than_there_is(self, make, monkeypatch):
         monkeypatch.syspath_prepend(FOLDER)
-        from group_infonce import _blind, _same
+        from group_infonce import _same, blind
 
         same = _same(("a", "a", "a", ""))
-        assert _blind(same, ("p", "q", "r", "s")).sum(1).tolist() == [1, 1, 1, 0]  # two asked, one true negative
+        assert blind(same, ("p", "q", "r", "s")).sum(1).tolist() == [1, 1, 1, 0]  # two asked, one true negative
 
     def test_only_the_hardest_others_are_compared_with(self, make, tiny_backbone64, known):
         objective = make("GroupInfoNCE", tiny_backbone64, scale=20.0, hardest=2)

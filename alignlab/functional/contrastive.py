@@ -11,8 +11,11 @@ from alignlab.functional.likelihood import upcast
 
 
 def normalize(x: Tensor) -> Tensor:
-    """Scale every row to length 1, in float32 or wider; a zero row stays zero."""
-    return F.normalize(upcast(x), dim=-1, eps=1e-12)
+    """Scale every row to length 1, in float32 or wider; a zero row stays zero, and gets no gradient."""
+    x = upcast(x)
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    # With the mask, since the slope of x / max(length, 1e-12) at 0 is 1e12, which would be a whole step's gradient.
+    return x * (length > 1e-12) / length.clamp(min=1e-12)
 
 
 def info_nce(

@@ -1,10 +1,14 @@
 """Contrastive: the base of what compares embeddings across the batch, of all processes and in any number of chunks."""
 
+from hashlib import blake2b
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from alignlab.batch import Tokens
+from alignlab.batch import Batch, Tokens
+from alignlab.data import AlignmentData
 from alignlab.errors import InputError
 from alignlab.functional import gather, normalize
 from alignlab.objectives.base import Objective
@@ -30,6 +34,13 @@ class Contrastive(Objective):
             )
         self.chunk_size = chunk_size
 
+    def prepare(self, data: AlignmentData, num_processes: int) -> None:
+        if data.batch_size * num_processes < 2 and "negatives" not in self.requires:
+            raise InputError(
+                f"{type(self).__name__} compares each sample with the others of its batch, and with data.batch_size = "
+                f"{data.batch_size} in one process there is no other; set data.batch_size to at least 2"
+            )
+
     def embed(self, tokens: Tokens) -> Tensor:
         """Normalised embeddings (B, D)."""
         if self.chunk_size is None or len(tokens) <= self.chunk_size:
@@ -43,6 +54,31 @@ class Contrastive(Objective):
         """
         return gather(embeddings) if self.training else (embeddings, 0)
 
+    def gather_negatives(self, batch: Batch, like: Tensor) -> Tensor:
+        """The embeddings (M, D) of all samples' own negatives, of all processes.
+
+        Args:
+            like: Embeddings of the batch, in whose place none are taken where it has no negatives.
+        """
+        own = like[:0] if batch.negatives is None else self.embed(batch.negatives)
+        return self.gather(own)[0]
+
+    def same_group(self, batch: Batch, num_candidates: int) -> Tensor:
+        """Which candidates are of the group of each sample, (B, num_candidates) bool.
+
+        The first candidates are what the samples of all processes hold; those after them are of no group, and neither
+        is a sample without one.
+        """
+        own = torch.tensor([_key(group) for group in batch.groups], device=self.backbone.device)
+        everywhere = self.gather(own)[0]
+        same = (own[:, None] == everywhere) & (own[:, None] != 0)
+        return F.pad(same, (0, num_candidates - len(everywhere)))
+
     def _recomputed(self, chunk: Tokens) -> Tensor:
         # The ids are handed over so that torch finds the device whose generator it has to set back for the second pass.
         return checkpoint(lambda ids: self.backbone.embed(chunk), chunk.input_ids, use_reentrant=False)
+
+
+def _key(group: str) -> int:
+    """A number that stands for a group in all processes, which Python's own hash of a text would not; 0 for none."""
+    return int.from_bytes(blake2b(group.encode(), digest_size=7).digest()) if group else 0

@@ -17,16 +17,18 @@ class UniME(Contrastive):
         mean_i -log( exp(s <q_i, t_i>) / (exp(s <q_i, t_i>) + sum over hard j of exp(s <q_i, t_j>)) )  in nats per query
 
     Second stage of UniME, Gu et al. 2025, https://arxiv.org/abs/2504.17432. Hard are the ``num_hard`` most similar
-    targets of all processes, but for those more similar than the positive by over ``margin``. Differs from the official
-    file, which trains nothing when it gathers, and takes filtered targets and the positive itself as negatives where
-    candidates are too few: here they never come back, and a query without candidates has no part in the mean.
+    candidates of all processes, but for those more similar than the positive by over ``margin``. Differs from the
+    official file, which trains nothing when it gathers, and takes filtered targets and the positive itself as negatives
+    where candidates are too few: here they never come back, and a query without candidates has no part in the mean.
 
     Args:
         scale: Multiplier on the cosines, = 1 / temperature.
-        num_hard: Hard negatives of a query.
+        num_hard: Hard negatives of a query; all candidates where there are fewer.
         margin: Of the filter, in cosines; a negative one filters true hard negatives, too.
         fill: Where candidates are too few: ``mask``, compare with those there are; ``duplicate``, repeat them, as the
             paper has it.
+        negatives: Each sample's own negatives (any number, or none) join the candidates of all queries.
+        groups: Samples of one group are no negatives of each other, whatever their similarity.
         chunk_size: Sequences that are embedded at a time, for batches beyond the memory; None: all.
     """
 
@@ -40,19 +42,27 @@ class UniME(Contrastive):
         num_hard: int = 8,
         margin: float = 0.1,
         fill: Literal["mask", "duplicate"] = "mask",
+        negatives: bool = False,
+        groups: bool = False,
         chunk_size: int | None = None,
     ) -> None:
         super().__init__(backbone, chunk_size=chunk_size)
         if scale <= 0 or num_hard < 1:
             raise InputError(f"UniME needs scale > 0 and num_hard >= 1, got {scale = }, {num_hard = }")
         self.scale, self.num_hard, self.margin, self.fill = scale, num_hard, margin, fill
+        self.negatives, self.groups = negatives, groups
+        self.requires = ("query", "target", *(("negatives",) if negatives else ()), *(("group",) if groups else ()))
 
     def loss(self, batch: Batch) -> Loss:
         queries = self.embed(batch.query)  # (B, D)
-        targets, start = self.gather(self.embed(batch.target))  # (N, D)
+        targets = self.embed(batch.target)
+        candidates, start = self.gather(targets)  # (N, D)
+        if self.negatives:
+            candidates = torch.cat([candidates, self.gather_negatives(batch, targets)])  # (N + M, D)
         own = torch.arange(start, start + len(batch), device=queries.device)
-        cosines = similarities(queries, targets)  # (B, N)
-        hard, missing = hard_negatives(cosines, num_hard=self.num_hard, margin=self.margin, labels=own)
+        same = self.same_group(batch, len(candidates)) if self.groups else None
+        cosines = similarities(queries, candidates)  # (B, N + M)
+        hard, missing = hard_negatives(cosines, num_hard=self.num_hard, margin=self.margin, labels=own, exclude=same)
         if self.fill == "duplicate":
             hard, missing = repeated(hard, missing, self.num_hard)
         mean = hard_cross_entropy(cosines, hard, missing, scale=self.scale, labels=own)

@@ -60,7 +60,7 @@ class GroupInfoNCE(InfoNCE):
             case "own":
                 return same
             case "others":
-                return _blind(same, batch.ids)
+                return blind(same, batch.ids)
             case "none":
                 return torch.zeros_like(same)
 
@@ -80,11 +80,11 @@ def _same(groups: tuple[str, ...]) -> Tensor:
     return torch.tensor([[a == b != "" and i != j for j, b in enumerate(groups)] for i, a in enumerate(groups)])
 
 
-def _blind(same: Tensor, ids: tuple[str, ...]) -> Tensor:
+def blind(same: Tensor, ids: tuple[str, ...]) -> Tensor:
     """As many marks in each row as there are, or as many as fit, at true negatives drawn from the ids."""
-    blind = torch.zeros_like(same)
+    marked = torch.zeros_like(same)
     for row, count in enumerate(same.sum(1).tolist()):
         others = [j for j in range(len(ids)) if j != row and not same[row, j]]
         lots = {j: Random(f"{ids[row]} {ids[j]}").random() for j in others} if count else {}
-        blind[row, sorted(lots, key=lots.get)[:count]] = True
-    return blind
+        marked[row, sorted(lots, key=lots.get)[:count]] = True
+    return marked
