@@ -56,7 +56,7 @@ class InfoNCE(Contrastive):
         self.log_scale = torch.nn.Parameter(torch.tensor(math.log(scale)), requires_grad=learn_scale)
         self.max_scale = max_scale
         self.symmetric, self.groups = symmetric, groups
-        self.requires = ("query", "target", *(("negatives",) if negatives else ()), *(("group",) if groups else ()))
+        self.requires += ("negatives",) * negatives + ("group",) * groups
         self.negatives = negatives
         self.label_smoothing = label_smoothing
 

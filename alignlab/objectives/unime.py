@@ -51,7 +51,7 @@ class UniME(Contrastive):
             raise InputError(f"UniME needs scale > 0 and num_hard >= 1, got {scale = }, {num_hard = }")
         self.scale, self.num_hard, self.margin, self.fill = scale, num_hard, margin, fill
         self.negatives, self.groups = negatives, groups
-        self.requires = ("query", "target", *(("negatives",) if negatives else ()), *(("group",) if groups else ()))
+        self.requires += ("negatives",) * negatives + ("group",) * groups
 
     def loss(self, batch: Batch) -> Loss:
         queries = self.embed(batch.query)  # (B, D)

@@ -1,4 +1,4 @@
-"""BlindUniME: UniME that forgets as many candidates as are right as well, but others: the placebo of ``groups: true``."""
+"""BlindUniME: UniME that forgets as many candidates as are right as well, but others: the placebo of its groups."""
 
 from group_infonce import blind
 from torch import Tensor
