@@ -140,6 +140,8 @@ def frozen(case: Case) -> Finding:
             wrong.append(f"{name} is frozen, but gets a gradient")
         elif moved:
             wrong.append(f"{name} is frozen, but moves; what is to follow the model belongs in a buffer")
+    if not any(tokens.num_images.any() for tokens in case.batch()):  # what sees pictures has nothing to see
+        still = {name: stays for name, stays in still.items() if name not in ("vision_tower", "projector")}
     wrong += [f"{name} is to be trained, but does not move" for name, stays in still.items() if all(stays)]
     return Finding("frozen", "fails" if wrong else "holds", note="; ".join(wrong[:3]))
 

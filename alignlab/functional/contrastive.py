@@ -157,6 +157,34 @@ def hard_cross_entropy(
     return (losses * has).sum() / has.sum().clamp(min=1)
 
 
+def multi_positive_info_nce(
+    queries: Tensor, targets: Tensor, *, scale: Tensor | float, positives: Tensor, exclude: Tensor
+) -> Tensor:
+    """Cross-entropy of finding each of a query's positives among the negatives, the other positives left out.
+
+        mean_i mean over positives j of i of -log( exp(s_ij) / (exp(s_ij) + sum over negatives k of i of exp(s_ik)) )
+
+    With one positive each it is ``info_nce``; as supervised contrastive learning with the mean outside of the
+    logarithm, Khosla et al. 2020, https://arxiv.org/abs/2004.11362, Eq. 2, but that positives do not compete.
+
+    Args:
+        queries: (B, D), rows expected normalised (not checked).
+        targets: (K, D).
+        scale: Multiplier on the cosines, = 1 / temperature.
+        positives: (B, K) bool.
+        exclude: (B, K) bool, no negatives of the query; its positives never are.
+
+    Returns:
+        Scalar in nats, the mean over the queries that have a positive; 0, with a graph, where none has.
+    """
+    logits = scale * similarities(queries, targets)
+    # A number below all others instead of -inf, whose gradient where a query has no negative is none.
+    negatives = logits.masked_fill(exclude | positives, torch.finfo(logits.dtype).min).logsumexp(1, keepdim=True)
+    losses = F.softplus(negatives - logits) * positives
+    counts = positives.sum(1)
+    return (losses.sum(1) / counts.clamp(min=1)).sum() / (counts > 0).sum().clamp(min=1)
+
+
 def sigmoid_contrastive(
     images: Tensor, texts: Tensor, *, scale: Tensor | float, bias: Tensor | float, negatives_only: bool = False
 ) -> Tensor:

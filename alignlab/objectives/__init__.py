@@ -3,9 +3,22 @@
 from alignlab.objectives.base import Loss, Objective
 from alignlab.objectives.contrastive import Contrastive
 from alignlab.objectives.infonce import InfoNCE
+from alignlab.objectives.llm2cliptext import LLM2CLIPText
 from alignlab.objectives.mixture import Mixture
 from alignlab.objectives.mle import MLE
 from alignlab.objectives.optimization import Optimization
 from alignlab.objectives.unime import UniME
+from alignlab.objectives.unimedistillation import UniMEDistillation
 
-__all__ = ["MLE", "Contrastive", "InfoNCE", "Loss", "Mixture", "Objective", "Optimization", "UniME"]
+__all__ = [
+    "MLE",
+    "Contrastive",
+    "InfoNCE",
+    "LLM2CLIPText",
+    "Loss",
+    "Mixture",
+    "Objective",
+    "Optimization",
+    "UniME",
+    "UniMEDistillation",
+]

@@ -69,7 +69,7 @@ class Contrastive(Objective):
         The first candidates are what the samples of all processes hold; those after them are of no group, and neither
         is a sample without one.
         """
-        own = torch.tensor([_key(group) for group in batch.groups], device=self.backbone.device)
+        own = torch.tensor([key(group) for group in batch.groups], device=self.backbone.device)
         everywhere = self.gather(own)[0]
         same = (own[:, None] == everywhere) & (own[:, None] != 0)
         return F.pad(same, (0, num_candidates - len(everywhere)))
@@ -79,6 +79,6 @@ class Contrastive(Objective):
         return checkpoint(lambda ids: self.backbone.embed(chunk), chunk.input_ids, use_reentrant=False)
 
 
-def _key(group: str) -> int:
+def key(group: str) -> int:
     """A number that stands for a group in all processes, which Python's own hash of a text would not; 0 for none."""
     return int.from_bytes(blake2b(group.encode(), digest_size=7).digest()) if group else 0

@@ -6,13 +6,17 @@ import broken
 import pytest
 
 from alignlab import certify
-from alignlab.objectives import MLE, InfoNCE, Mixture, UniME
+from alignlab.objectives import MLE, InfoNCE, LLM2CLIPText, Mixture, UniME, UniMEDistillation
 
 SHIPPED = {
     "MLE": MLE,
     "InfoNCE": InfoNCE,
     "InfoNCE, one way": partial(InfoNCE, symmetric=False, learn_scale=False, label_smoothing=0.1),
     "UniME": partial(UniME, num_hard=3, margin=0.0),
+    "UniME, own negatives": partial(UniME, num_hard=99, margin=2.0, negatives=True, groups=True),
+    "InfoNCE, own negatives": partial(InfoNCE, negatives=True, groups=True),
+    "UniMEDistillation": UniMEDistillation,
+    "LLM2CLIPText": LLM2CLIPText,
     "Mixture": partial(Mixture, parts={"likelihood": MLE, "contrast": InfoNCE}, weights={"contrast": 0.5}),
 }
 IN_CHILDREN = ("processes", "resume", "seeds")

@@ -10,12 +10,23 @@ import torch
 
 from alignlab import objectives
 from alignlab.experiment.config import describe_objectives
-from alignlab.objectives import MLE, InfoNCE, Loss, Mixture, Objective, UniME
+from alignlab.objectives import (
+    MLE,
+    InfoNCE,
+    LLM2CLIPText,
+    Loss,
+    Mixture,
+    Objective,
+    UniME,
+    UniMEDistillation,
+)
 
 MAKERS = {
     "MLE": MLE,
     "InfoNCE": InfoNCE,
     "UniME": UniME,
+    "UniMEDistillation": UniMEDistillation,
+    "LLM2CLIPText": LLM2CLIPText,
     "Mixture": partial(Mixture, parts={"likelihood": MLE, "contrast": InfoNCE}),
 }
 
@@ -84,7 +95,9 @@ def test_every_parameter_that_should_train_gets_a_gradient(made):
     objective, batch = made
     objective.loss(batch).mean.backward()
     # The embedding objective never uses the LM head, and CLIP's last norm follows the layer that LLaVA reads.
-    unused = ("lm_head", "post_layernorm")
+    unused = ["lm_head", "post_layernorm"]
+    if not any(tokens.num_images.any() for tokens in batch):  # what reads texts alone
+        unused += ["vision_tower", "multi_modal_projector"]
     for name, parameter in objective.named_parameters():
         if not any(part in name for part in unused):
             assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
