@@ -10,6 +10,7 @@ from alignlab.functional import (
     hard_negative_info_nce,
     hard_negatives,
     info_nce,
+    multi_positive_info_nce,
     normalize,
     sigmoid_contrastive,
     similarity_distillation,
@@ -156,6 +157,50 @@ class TestExclude:
             close(case, file, loss, case["expected"]["loss"], recorded, inputs)
             compared += 1
         assert compared >= 9
+
+    def test_matches_e5v(self, golden):
+        file, compared = golden("contrastive/e5v_nli"), 0
+        for case in file["cases"]:
+            inputs = inputs_of(case)
+            queries, *targets = (normalize(each) for each in inputs.values())
+            loss = info_nce(queries, torch.cat(targets), scale=1 / case["params"]["temperature"])
+            close(case, file, loss, case["expected"]["loss"], case["expected"]["grads"], inputs)
+            compared += 1
+        assert compared == 3
+
+
+class TestMultiplePositives:
+    # Query 0 has the positives 0 and 1, query 1 the positive 2 and no other negative than 0, query 2 no positive.
+    cosines = torch.tensor([[0.9, 0.5, 0.1], [0.2, 0.3, 0.4], [0.0, 0.1, 0.2]], dtype=torch.float64)
+    positives = torch.tensor([[True, True, False], [False, False, True], [False, False, False]])
+    exclude = torch.tensor([[False, False, False], [False, True, False], [False, False, False]])
+
+    def loss(self, cosines, scale=10.0):
+        eye = torch.eye(3, dtype=torch.float64)
+        return multi_positive_info_nce(eye, cosines.T, scale=scale, positives=self.positives, exclude=self.exclude)
+
+    def test_by_hand(self):
+        # query 0: log(1 + e^(1-9)) and log(1 + e^(1-5)), their mean; query 1: log(1 + e^(2-4)); query 2 does not count
+        first = (math.log1p(math.exp(-8)) + math.log1p(math.exp(-4))) / 2
+        second = math.log1p(math.exp(-2))
+        assert self.loss(self.cosines).item() == pytest.approx((first + second) / 2)
+
+    def test_one_positive_each_is_info_nce(self):
+        queries, targets = rows(5, 4), rows(5, 4, seed=1)
+        eye = torch.eye(5, dtype=torch.bool)
+        loss = multi_positive_info_nce(queries, targets, scale=7.0, positives=eye, exclude=eye)
+        torch.testing.assert_close(loss, info_nce(queries, targets, scale=7.0))
+
+    def test_nobody_to_compare_with_is_zero_with_a_graph_and_no_gradient(self):
+        texts = rows(2, 4).requires_grad_()
+        pair = torch.tensor([[False, True], [True, False]])
+        loss = multi_positive_info_nce(texts, texts, scale=50.0, positives=pair, exclude=torch.ones_like(pair))
+        loss.backward()
+        assert loss == 0 and texts.grad.abs().sum() == 0
+        texts.grad = None
+        none = multi_positive_info_nce(texts, texts, scale=50.0, positives=~pair & pair, exclude=pair)
+        none.backward()
+        assert none == 0 and texts.grad.abs().sum() == 0
 
 
 class TestSigmoid:
