@@ -63,3 +63,19 @@ def test_it_falls_on_one_batch(tiny_backbone, examples):
 def test_settings_out_of_range_are_refused(tiny_backbone, settings):
     with pytest.raises(InputError, match="UniME needs scale > 0 and num_hard >= 1"):
         UniME(tiny_backbone, **settings)
+
+
+def test_own_negatives_and_groups_are_those_of_its_function(tiny_backbone64, examples):
+    objective = UniME(tiny_backbone64, num_hard=2, margin=0.5, negatives=True, groups=True)
+    assert objective.requires == ("query", "target", "negatives", "group")
+    twins = [replace(example, group="twin" if index < 2 else "") for index, example in enumerate(examples[:5])]
+    batch = batch_of(objective, twins)
+    assert batch.num_negatives.sum() > 0
+    queries, targets, negatives = (
+        normalize(tiny_backbone64.embed(side)) for side in (batch.query, batch.target, batch.negatives)
+    )
+    exclude = torch.zeros(5, 5 + len(negatives), dtype=torch.bool)
+    exclude[0, 1] = exclude[1, 0] = True
+    expected = hard_negative_info_nce(queries, torch.cat([targets, negatives]), num_hard=2, margin=0.5, exclude=exclude)
+    torch.testing.assert_close(objective.loss(batch).mean, expected)
+    assert abs(UniME(tiny_backbone64, num_hard=2, margin=0.5).loss(batch).mean - expected) > 1e-4
