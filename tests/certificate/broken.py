@@ -279,8 +279,8 @@ class OtherDropout(InfoNCE):
 
     breaks = "derivative"
 
-    def _recomputed(self, chunk) -> Tensor:
-        run = self.backbone.embed
+    def _recomputed(self, tokens, rows) -> Tensor:
+        chunk, run = tokens.select(rows), self.backbone.embed
         return checkpoint(lambda ids: run(chunk), chunk.input_ids, use_reentrant=False, preserve_rng_state=False)
 
 
