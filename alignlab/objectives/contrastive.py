@@ -35,8 +35,8 @@ class Contrastive(Objective):
         """Normalised embeddings (B, D)."""
         if self.chunk_size is None or len(tokens) <= self.chunk_size:
             return normalize(self.backbone.embed(tokens))
-        # The longest last: their second pass, which needs the most memory, then comes first, before it is in pieces.
-        order = tokens.attention_mask.sum(1).argsort(stable=True)
+        # The longest first: the memory that they leave free is large enough for all others.
+        order = tokens.attention_mask.sum(1).argsort(stable=True, descending=True)
         embeddings = torch.cat([self._recomputed(tokens, rows) for rows in order.split(self.chunk_size)])
         return normalize(embeddings[order.argsort()])
 

@@ -83,9 +83,9 @@ class TestLikeLengths:
         )
         with torch.no_grad():
             InfoNCE(tiny_backbone, chunk_size=3).embed(tokens)
-        lengths = sorted(tokens.attention_mask.sum(1).tolist())
-        assert widths == [lengths[2], lengths[5], lengths[6]]
-        assert widths[0] < widths[1] < widths[2] == tokens.input_ids.shape[1]
+        lengths = sorted(tokens.attention_mask.sum(1).tolist(), reverse=True)
+        assert widths == [lengths[0], lengths[3], lengths[6]]
+        assert tokens.input_ids.shape[1] == widths[0] > widths[1] > widths[2]
 
 
 class TestSelect:
