@@ -33,7 +33,7 @@ class Contrastive(Objective):
 
     def embed(self, tokens: Tokens) -> Tensor:
         """Normalised embeddings (B, D)."""
-        if self.chunk_size is None or len(tokens) <= self.chunk_size:
+        if self.chunk_size is None:
             return normalize(self.backbone.embed(tokens))
         # The longest first: the memory that they leave free is large enough for all others.
         order = tokens.attention_mask.sum(1).argsort(stable=True, descending=True)

@@ -1,16 +1,18 @@
 """contrastive: a step of InfoNCE, whole and in chunks, against sentence-transformers' and open_clip's losses.
 
-    pip install sentence-transformers open_clip_torch
-    python experiments/benchmarks/contrastive.py --json contrastive.json
+pip install sentence-transformers open_clip_torch
+python experiments/benchmarks/contrastive.py --json contrastive.json
 """
 
 import importlib
 import importlib.util
 import multiprocessing
+import os
 import time
 from argparse import ArgumentParser
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -28,9 +30,11 @@ from alignlab.batch import Batch, Tokens
 from alignlab.functional import normalize
 from alignlab.objectives import InfoNCE
 
+LIBRARIES = {"sentence_transformers": "sentence-transformers", "open_clip": "open_clip_torch"}
 SCALE, LR, TOLERANCE = 20.0, 1e-5, 1e-9
-TARGETS = {"time": 1.0, "time in chunks": 1 / 1.2, "memory in chunks": 0.8}
 Loss = Callable[[Batch], Tensor]
+Side = Callable[[Backbone, int | None], Loss]
+"""Makes a loss of a backbone, in chunks of so many."""
 
 
 class Adapter(nn.Module):
@@ -58,7 +62,7 @@ def symmetric_info_nce(backbone: Backbone, chunk: int | None) -> Loss:
 
 
 def multiple_negatives(backbone: Backbone, chunk: int | None) -> Loss:
-    losses = importlib.import_module("sentence_transformers.sentence_transformer.losses")
+    losses = sentence_transformers_losses()
     model = nn.Sequential(Adapter(backbone))
     if chunk is None:
         theirs = losses.MultipleNegativesRankingLoss(model, scale=SCALE)
@@ -69,13 +73,15 @@ def multiple_negatives(backbone: Backbone, chunk: int | None) -> Loss:
 
 def clip_loss(backbone: Backbone, chunk: int | None) -> Loss:
     theirs, scale = open_clip_losses().ClipLoss(), torch.tensor(SCALE, dtype=backbone.model.dtype)
-    return lambda batch: theirs(
-        normalize(backbone.embed(batch.query)), normalize(backbone.embed(batch.target)), scale
-    )
+    return lambda batch: theirs(normalize(backbone.embed(batch.query)), normalize(backbone.embed(batch.target)), scale)
 
 
 def _features(tokens: Tokens) -> dict[str, Tensor]:
     return {"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask}
+
+
+def sentence_transformers_losses() -> Any:
+    return importlib.import_module("sentence_transformers.sentence_transformer.losses")
 
 
 def open_clip_losses() -> Any:
@@ -89,21 +95,27 @@ def open_clip_losses() -> Any:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One of ours and the same of theirs, at this many pairs a batch."""
+    """One of ours and the same of theirs, at this many pairs a batch; the target is a bound on the ratio of times."""
 
-    ours: Callable[[Backbone, int | None], Loss]
-    theirs: Callable[[Backbone, int | None], Loss]
+    ours: Side
+    theirs: Side
     batch_size: int
+    target: float | None
     chunk: int | None = None
     ragged: bool = True
 
 
 COMPARISONS = {
-    "MultipleNegativesRankingLoss": Comparison(info_nce, multiple_negatives, 64),
-    "ClipLoss": Comparison(symmetric_info_nce, clip_loss, 64),
-    "CachedMultipleNegativesRankingLoss": Comparison(info_nce, multiple_negatives, 128, chunk=32),
-    "the same, texts of equal length": Comparison(info_nce, multiple_negatives, 128, chunk=32, ragged=False),
+    "MultipleNegativesRankingLoss": Comparison(info_nce, multiple_negatives, 64, 1.0),
+    "ClipLoss": Comparison(symmetric_info_nce, clip_loss, 64, 1.0),
+    "CachedMultipleNegativesRankingLoss": Comparison(info_nce, multiple_negatives, 128, 0.833, chunk=32),
+    "the same, texts of one length": Comparison(info_nce, multiple_negatives, 64, None, chunk=32, ragged=False),
 }
+SIZES = {32: (64, 256, 1024), 64: (64, 1024), None: (64, 256)}
+"""Pairs a batch for each chunk size, when memory in use is measured."""
+
+HEAP_SIZES = (128, 512)
+"""The same in chunks of 32, when the memory of the process as it comes is measured."""
 
 
 def write_model(folder: Path, *, layers: int, width: int) -> None:
@@ -119,12 +131,12 @@ def write_model(folder: Path, *, layers: int, width: int) -> None:
 
 
 def make_batch(backbone: Backbone, size: int, *, ragged: bool = True) -> Batch:
-    """Pairs of texts, their lengths in words log-normal (median 12, sigma 0.4), or 14 each."""
+    """Pairs of texts, their lengths in words log-normal (median 12, sigma 0.4, cut to 4 to 40), or 14 each."""
     vocabulary = sorted(word for word in backbone.encoder.tokenizer.get_vocab() if word.isalpha())
     generator = torch.Generator().manual_seed(0)
 
     def texts() -> Tokens:
-        lengths = (12 * (0.4 * torch.randn(size, generator=generator)).exp()).round().int().clamp(4, 64)
+        lengths = (12 * (0.4 * torch.randn(size, generator=generator)).exp()).round().int().clamp(4, 40)
         lengths = lengths if ragged else torch.full_like(lengths, 14)
         words = [torch.randint(len(vocabulary), (length,), generator=generator).tolist() for length in lengths.tolist()]
         return backbone.encoder.contents([(" ".join(vocabulary[word] for word in chosen),) for chosen in words])
@@ -159,7 +171,7 @@ def check(folder: str, comparison: Comparison) -> dict[str, float]:
 class Training:
     """A model of its own, trained on one batch, a step a call."""
 
-    def __init__(self, folder: str, side: Callable[[Backbone, int | None], Loss], chunk: int | None) -> None:
+    def __init__(self, folder: str, side: Side, chunk: int | None) -> None:
         self.backbone = Backbone(folder)
         self.loss = side(self.backbone, chunk)
         self.optimizer = torch.optim.AdamW(self.backbone.parameters(), lr=LR, foreach=True)
@@ -171,27 +183,38 @@ class Training:
 
 
 def measure(folder: str, comparison: Comparison, repeats: int) -> dict[str, list[float]]:
-    """Milliseconds of a step, ours and theirs in turn."""
+    """Milliseconds of a step, ours and theirs in turn: of the one thread's work, whatever else the machine does."""
     sides = {"alignlab": comparison.ours, "theirs": comparison.theirs}
     trainings = {name: Training(folder, side, comparison.chunk) for name, side in sides.items()}
     batch = make_batch(trainings["alignlab"].backbone, comparison.batch_size, ragged=comparison.ragged)
     times: dict[str, list[float]] = {name: [] for name in sides}
     for repeat in range(repeats + 1):
         for name in sides if repeat % 2 else reversed(sides):
-            start = time.perf_counter()
+            start = time.process_time()
             trainings[name](batch)
             if repeat:  # the first round warms up
-                times[name].append(1e3 * (time.perf_counter() - start))
+                times[name].append(1e3 * (time.process_time() - start))
     return times
 
 
-def peak(folder: str, side: Callable[[Backbone, int | None], Loss], chunk: int | None, size: int) -> float:
-    """MiB that a process of its own takes for the model, the optimizer and a step, beyond what imports take."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak, (folder, side, chunk, size))
+def peak(folder: str, side: Side, chunk: int | None, size: int, *, heap: bool) -> float:
+    """MiB that a process of its own takes for the model, the optimizer and a step, beyond what imports take.
+
+    Args:
+        heap: As the process comes, with what its allocator keeps of memory given back, in pieces that fit nothing; else
+            the allocator gives back at once, so that the peak is of memory in use.
+    """
+    kept = {} if heap else {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    os.environ.update(kept)
+    try:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            return pool.apply(_peak, (folder, side, chunk, size))
+    finally:
+        for name in kept:
+            del os.environ[name]
 
 
-def _peak(folder: str, side: Callable[[Backbone, int | None], Loss], chunk: int | None, size: int) -> float:
+def _peak(folder: str, side: Side, chunk: int | None, size: int) -> float:
     prepare()
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports
     before = _mebibytes("VmRSS")
@@ -209,44 +232,62 @@ def _mebibytes(field: str) -> float:
 
 
 def prepare() -> None:
-    """Set up a process, the same whatever it measures."""
+    """Set up a process, with the same imports whatever it measures."""
     torch.set_num_threads(1)
     quiet()
-    importlib.import_module("sentence_transformers.sentence_transformer.losses")
+    sentence_transformers_losses()
     open_clip_losses()
 
 
+def compare_times(folder: str, repeats: int) -> dict[str, Any]:
+    found = {}
+    for name, comparison in COMPARISONS.items():
+        times = measure(folder, comparison, repeats)
+        found[name] = {"milliseconds": times, "ratio": ratio(times["alignlab"], times["theirs"])}
+        print(f"{name}, milliseconds: " + ", ".join(f"{key} {median(ms):.0f}" for key, ms in times.items()))
+        show_ratio("alignlab / theirs", found[name]["ratio"], comparison.target)
+    return found
+
+
+def compare_memory(folder: str) -> list[dict[str, Any]]:
+    found = []
+    cases = [(False, chunk, size) for chunk, sizes in SIZES.items() for size in sizes]
+    for heap, chunk, size in [*cases, *((True, 32, size) for size in HEAP_SIZES)]:
+        ours, theirs = (peak(folder, side, chunk, size, heap=heap) for side in (info_nce, multiple_negatives))
+        found.append({"heap": heap, "chunk": chunk, "batch_size": size, "alignlab": ours, "theirs": theirs})
+        print(
+            f"{'process' if heap else 'in use'}, chunk {chunk}, batch {size}: "
+            f"alignlab {ours:.0f} MiB, theirs {theirs:.0f} MiB, ratio {ours / theirs:.2f}"
+        )
+    return found
+
+
 def main() -> None:
-    parser = options(__doc__, repeats=15)
+    parser = options(__doc__, repeats=21)
     parser.add_argument("--layers", type=int, default=2, help="of the language model")
     parser.add_argument("--width", type=int, default=256, help="of the language model")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 256, 1024], help="pairs, for the peak memory")
-    parser.add_argument("--memory-repeats", type=int, default=1)
     arguments = parser.parse_args()
     refuse_missing(parser)
     prepare()
+    result: dict[str, Any] = {"machine": described(), "layers": arguments.layers, "width": arguments.width}
     with TemporaryDirectory() as folder:
         write_model(Path(folder), layers=arguments.layers, width=arguments.width)
-        result: dict[str, Any] = {"machine": machine() | {"threads": 1}, "model": vars(arguments) | {"json": None}}
         result["differences"] = {name: check(folder, comparison) for name, comparison in COMPARISONS.items()}
-        print(result["differences"])
-        for name, comparison in COMPARISONS.items():
-            times = measure(folder, comparison, arguments.repeats)
-            print(name, {k: median(v) for k, v in times.items()})
-            show_ratio(name, ratio(times["alignlab"], times["theirs"]))
-        for side in (info_nce, multiple_negatives):
-            for chunk in (32, 64, None):
-                for size in arguments.sizes:
-                    if chunk is None and size > 256:
-                        continue
-                    start = time.time()
-                    print(side.__name__, chunk, size, peak(folder, side, chunk, size), time.time() - start, flush=True)
+        worst = max(max(found.values()) for found in result["differences"].values())
+        print(f"losses and gradients agree to {worst:.0e} in float64")
+        result["times"] = compare_times(folder, arguments.repeats)
+        result["memory"] = compare_memory(folder)
     finish(result, arguments.json)
 
 
+def described() -> dict[str, Any]:
+    found = machine() | {"threads": torch.get_num_threads()}
+    found["packages"] |= {name: version(name) for name in LIBRARIES.values()}
+    return found
+
+
 def refuse_missing(parser: ArgumentParser) -> None:
-    packages = {"sentence_transformers": "sentence-transformers", "open_clip": "open_clip_torch"}
-    if missing := [pip for name, pip in packages.items() if importlib.util.find_spec(name) is None]:
+    if missing := [name for module, name in LIBRARIES.items() if importlib.util.find_spec(module) is None]:
         parser.exit(2, f"this compares with libraries that are not installed: pip install {' '.join(missing)}\n")
 
 

@@ -88,6 +88,15 @@ class TestLikeLengths:
         assert tokens.input_ids.shape[1] == widths[0] > widths[1] > widths[2]
 
 
+def test_a_batch_of_one_chunk_is_recomputed_too(tiny_backbone64, examples):
+    """Or the activations of all its sides would be kept at once, more than those of a larger batch."""
+    batch = tiny_backbone64.encoder.batch(examples[:4], InfoNCE.requires)
+    passes = []
+    tiny_backbone64.model.get_decoder().register_forward_pre_hook(lambda *given: passes.append(1))
+    InfoNCE(tiny_backbone64, chunk_size=4).loss(batch).mean.backward()
+    assert len(passes) == 4  # queries and targets, twice each
+
+
 class TestSelect:
     def test_rows_and_pictures_stay_together(self, tiny_backbone, contents):
         tokens = tiny_backbone.encoder.contents(contents)
