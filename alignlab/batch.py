@@ -156,7 +156,7 @@ class Tokens:
         labels: (B, T) long, unshifted; -100 where not trained on.
         image_mask: (B, T) bool, True at image placeholders.
         vision: What the processor returned beside the ids, unknown keys included, exactly as it came.
-        num_images: (B,) long; lets a batch be split where the processor flattens the pictures of all samples.
+        num_images: (B,) long; lets a batch be cut where the processor flattens the pictures of all samples.
     """
 
     input_ids: Tensor
@@ -175,34 +175,40 @@ class Tokens:
     def pin_memory(self) -> Self:
         return _map_tensors(self, Tensor.pin_memory)
 
-    def split(self, size: int) -> list[Self]:
-        """Cut into runs of ``size`` samples, the last one perhaps shorter, each with its own pictures."""
-        starts = range(0, len(self), size)
-        return [self._rows(slice(start, min(start + size, len(self)))) for start in starts]
+    def select(self, rows: Tensor) -> Self:
+        """These samples, (M,) long, in this order, with their own pictures and without padding that all of them have.
 
-    def _rows(self, rows: slice) -> Self:
-        tensors = ("input_ids", "attention_mask", "labels", "image_mask", "num_images")
-        pictures = _ends(self.num_images, rows)
+        Raises:
+            InputError: It cannot be known whose a part of the vision inputs is.
+        """
+        columns = _used(self.attention_mask[rows])
+        aligned = ("input_ids", "attention_mask", "labels", "image_mask")
+        cut = {name: getattr(self, name)[rows, columns] for name in aligned}
+        return replace(self, **cut, num_images=self.num_images[rows], vision=self._vision(rows, columns))
+
+    def _vision(self, rows: Tensor, columns: slice) -> dict[str, Any]:
+        pictures = _belonging(self.num_images, rows)
+        num_pictures, even = int(self.num_images.sum()), bool((self.num_images == 1).all())
         grid = self.vision.get("image_grid_thw")  # where a picture is as many rows as it has patches
-        patches = None if grid is None else _ends(grid.prod(-1), pictures)
+        patches = None if grid is None else _belonging(grid.prod(-1), pictures)
         vision = {}
         for key, value in self.vision.items():
             if not isinstance(value, Tensor | list):
                 vision[key] = value
             elif isinstance(value, Tensor) and value.shape[:2] == self.input_ids.shape:
-                vision[key] = value[rows]
-            elif len(value) == int(self.num_images.sum()) and (len(value) != len(self) or key.startswith(PICTURES)):
-                vision[key] = value[pictures]
-            elif len(value) == len(self) and bool((self.num_images == 1).all()):
-                vision[key] = value[rows]
+                vision[key] = value[rows, columns]
+            elif len(value) == num_pictures and (len(value) != len(self) or key.startswith(PICTURES)):
+                vision |= _chosen(key, value, pictures)
+            elif len(value) == len(self) and even:
+                vision |= _chosen(key, value, rows)
             elif grid is not None and len(value) == int(grid.prod(-1).sum()):
-                vision[key] = value[patches]
+                vision |= _chosen(key, value, patches)
             else:
                 raise InputError(
-                    f"a batch of {len(self)} samples with {int(self.num_images.sum())} pictures cannot be cut, as it "
-                    f"is not known whose the {len(value)} rows of its {key} are; set chunk_size to null"
+                    f"a batch of {len(self)} samples with {num_pictures} pictures cannot be cut, as it is not known "
+                    f"whose the {len(value)} rows of its {key} are; set chunk_size to null"
                 )
-        return replace(self, vision=vision, **{name: getattr(self, name)[rows] for name in tensors})
+        return vision
 
 
 @dataclass(frozen=True)
@@ -252,9 +258,25 @@ class Batch:
         return _map_tensors(self, Tensor.pin_memory)
 
 
-def _ends(counts: Tensor, rows: slice) -> slice:
-    """Where the things of these rows stand among those of all, each row having so many."""
-    return slice(int(counts[: rows.start].sum()), int(counts[: rows.stop].sum()))
+def _used(mask: Tensor) -> slice:
+    """The columns from the first to the last that any row of the mask (M, T) has."""
+    used = mask.any(0).long()
+    first, behind = torch.stack([used.argmax(), used.flip(0).argmax()]).tolist()
+    return slice(first, len(used) - behind)
+
+
+def _belonging(counts: Tensor, rows: Tensor) -> Tensor:
+    """Where the things of these rows stand among those of all, each row having so many; row by row, (K,) long."""
+    before, num = (counts.cumsum(0) - counts)[rows], counts[rows]
+    within = torch.arange(int(num.sum()), device=num.device) - (num.cumsum(0) - num).repeat_interleave(num)
+    return before.repeat_interleave(num) + within
+
+
+def _chosen(key: str, value: Tensor | list, index: Tensor) -> dict[str, Tensor | list]:
+    """The value's rows; nothing at all where there are none, as a processor returns it for texts alone."""
+    if not len(index):
+        return {}
+    return {key: value[index] if isinstance(value, Tensor) else [value[place] for place in index.tolist()]}
 
 
 def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:

@@ -18,7 +18,8 @@ class Contrastive(Objective):
     """Base of objectives on embeddings; a subclass writes ``loss`` with ``embed`` and ``gather``.
 
     With a chunk size a batch's memory is that of its embeddings and of one chunk's activations, for one more forward
-    pass, and the gradient is exact: GradCache, Gao et al. 2021, https://arxiv.org/abs/2101.06983.
+    pass, and the gradient is exact: GradCache, Gao et al. 2021, https://arxiv.org/abs/2101.06983. A chunk holds
+    sequences of like lengths and is padded to its own longest only.
 
     Args:
         chunk_size: Sequences that are embedded at a time; None: all.
@@ -43,9 +44,12 @@ class Contrastive(Objective):
 
     def embed(self, tokens: Tokens) -> Tensor:
         """Normalised embeddings (B, D)."""
-        if self.chunk_size is None or len(tokens) <= self.chunk_size:
+        if self.chunk_size is None:
             return normalize(self.backbone.embed(tokens))
-        return normalize(torch.cat([self._recomputed(chunk) for chunk in tokens.split(self.chunk_size)]))
+        # The longest first: the memory that they leave free is large enough for all others.
+        order = tokens.attention_mask.sum(1).argsort(stable=True, descending=True)
+        embeddings = torch.cat([self._recomputed(tokens, rows) for rows in order.split(self.chunk_size)])
+        return normalize(embeddings[order.argsort()])
 
     def gather(self, embeddings: Tensor) -> tuple[Tensor, int]:
         """The embeddings (N, D) of all processes, and where one's own begin.
@@ -74,9 +78,10 @@ class Contrastive(Objective):
         same = (own[:, None] == everywhere) & (own[:, None] != 0)
         return F.pad(same, (0, num_candidates - len(everywhere)))
 
-    def _recomputed(self, chunk: Tokens) -> Tensor:
-        # The ids are handed over so that torch finds the device whose generator it has to set back for the second pass.
-        return checkpoint(lambda ids: self.backbone.embed(chunk), chunk.input_ids, use_reentrant=False)
+    def _recomputed(self, tokens: Tokens, rows: Tensor) -> Tensor:
+        # Cut within, so that no copies of pictures wait for the second pass; the ids are handed over so that torch
+        # finds the device whose generator it has to set back for it.
+        return checkpoint(lambda ids: self.backbone.embed(tokens.select(rows)), tokens.input_ids, use_reentrant=False)
 
 
 def key(group: str) -> int:

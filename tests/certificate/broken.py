@@ -257,7 +257,8 @@ class LastChunk(InfoNCE):
     def embed(self, tokens) -> Tensor:
         if self.chunk_size is None:
             return super().embed(tokens)
-        *others, last = [self.backbone.embed(chunk) for chunk in tokens.split(self.chunk_size)]
+        chunks = torch.arange(len(tokens)).split(self.chunk_size)
+        *others, last = [self.backbone.embed(tokens.select(rows)) for rows in chunks]
         return normalize(torch.cat([*(each.detach() for each in others), last]))
 
 
@@ -278,8 +279,8 @@ class OtherDropout(InfoNCE):
 
     breaks = "derivative"
 
-    def _recomputed(self, chunk) -> Tensor:
-        run = self.backbone.embed
+    def _recomputed(self, tokens, rows) -> Tensor:
+        chunk, run = tokens.select(rows), self.backbone.embed
         return checkpoint(lambda ids: run(chunk), chunk.input_ids, use_reentrant=False, preserve_rng_state=False)
 
 
