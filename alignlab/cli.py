@@ -15,6 +15,9 @@ Every setting of a config file can be given as an option as well:
 `alignlab objectives` lists the objectives with their settings; --print_config shows all settings of a run."""
 
 
+BACKBONE = "a run directory, a backbone's directory or name"
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse with one-line errors and no abbreviations."""
 
@@ -46,7 +49,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     elif not hasattr(arguments, "command"):
         parser.print_help()
         arguments.command = lambda arguments, rest: 0
-    if rest and arguments.command not in (_fit, _study_run, _inspect, _certify):
+    if rest and arguments.command not in SETTABLE:
         raise InputError(f"unrecognised: {' '.join(rest)}")
     return arguments, rest
 
@@ -73,6 +76,13 @@ def _make_parser() -> tuple[argparse.ArgumentParser, Any]:
     inspect = _command(commands, "inspect", _inspect, "write a page with examples as the model will see them")
     inspect.add_argument("config", type=Path, metavar="CONFIG", help="an experiment's YAML")
     inspect.add_argument("--output", type=Path, metavar="FILE", help="the page (default: runs/inspect/NAME.html)")
+    embed = _command(commands, "embed", _embed, "write a teacher's embeddings of the data's targets into one file")
+    embed.add_argument("config", type=Path, metavar="CONFIG", help="an experiment's YAML, whose data are read")
+    embed.add_argument(
+        "--output", type=Path, metavar="FILE", required=True, help="the file (safetensors), for data.embeddings"
+    )
+    embed.add_argument("--model", metavar="MODEL", required=True, help=f"{BACKBONE}, or a sentence-transformers model")
+    embed.add_argument("--batch_size", type=int, metavar="N", default=64, help="targets a forward pass (default: 64)")
     certify = _command(commands, "certify", _certify, "show that nothing silently changes an objective's gradients")
     certify.add_argument("objective", nargs="?", metavar="OBJECTIVE", help="a name, a class path, or a config's YAML")
     certify.add_argument("--all", action="store_true", help="all objectives of alignlab")
@@ -93,7 +103,7 @@ def _make_parser() -> tuple[argparse.ArgumentParser, Any]:
 
 
 def _command(parent: Any, name: str, function: Callable, help: str) -> argparse.ArgumentParser:
-    takes_settings = function in (_fit, _inspect, _study_run, _certify)
+    takes_settings = function in SETTABLE
     parser = parent.add_parser(
         name,
         help=help,
@@ -181,6 +191,22 @@ def _inspect(arguments: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
+def _embed(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from alignlab.experiment.config import resolve_file
+    from alignlab.experiment.embed import embed
+    from alignlab.experiment.run import quiet_libraries
+    from alignlab.experiment.show import counting_bar
+
+    config = resolve_file(arguments.config, overrides_from(rest))
+    quiet_libraries()
+    with counting_bar() as on_progress:
+        computed = embed(
+            config, arguments.output, arguments.model, batch_size=arguments.batch_size, on_progress=on_progress
+        )
+    print(f"{arguments.output}: {f'{computed} embeddings computed' if computed else 'there already'}")
+    return 0
+
+
 def _certify(arguments: argparse.Namespace, rest: list[str]) -> int:
     if arguments.all == (arguments.objective is not None):
         raise InputError("certify needs an objective, e.g. `alignlab certify InfoNCE`, or --all, and not both")
@@ -213,6 +239,10 @@ def _study_report(arguments: argparse.Namespace, rest: list[str]) -> int:
 
     report(arguments.study)
     return 0
+
+
+SETTABLE = (_fit, _inspect, _embed, _study_run, _certify)
+"""The commands that take settings of a config as options."""
 
 
 if __name__ == "__main__":
