@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -49,9 +50,8 @@ def file(tmp_path_factory, tiny_path) -> Path:
 def test_training_reads_what_the_teacher_wrote(file, tiny_path, workers):
     teacher = Backbone(str(tiny_path)).eval()
     data = Scenes(**SIZES, num_workers=workers, embeddings=str(file))
-    assert (
-        data.supplies == Scenes.supplies and data.filled("train")[0].embedding != Scenes(**SIZES).examples("train")[0]
-    )
+    oracle = data.examples("train")[0].embedding
+    assert len(data.filled("train")[0].embedding) == 32 != len(oracle)
     data.connect(partial(teacher.encoder.batch, sequences=("target", "embedding")))
     for loader in (data.train_dataloader(), data.val_dataloader()):
         for batch in loader:
@@ -70,15 +70,14 @@ def test_a_file_says_what_it_was_made_of(file, tiny_path):
 
 def test_an_open_file_goes_to_another_process(file):
     embeddings, example = Embeddings(file), Scenes(**SIZES).examples("train")[3]
-    assert pickle.loads(pickle.dumps((embeddings, embeddings.of("train", example))))[0].of(
-        "train", example
-    ) == embeddings.of("train", example)
+    before = embeddings.of("train", example)
+    assert pickle.loads(pickle.dumps(embeddings)).of("train", example) == before
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"seed": 1}, "made for another text of example 'train-0'.*its target|whose target here"),
+        ({"seed": 1}, "made for another text of example 'train-0' .train., whose target here is 'a "),
         ({"num_train": 48}, "has no embedding of example 'train-24' .train.; the file is of Scenes.seed=0"),
         ({"num_val": 9}, "has no embedding of example 'val-8' .val.;.* alignlab embed CONFIG"),
         ({"caption_length": "short"}, "made for another text"),
@@ -213,7 +212,7 @@ def test_a_sentence_transformers_model_teaches(tmp_path):
 
 
 def test_without_sentence_transformers_the_extra_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "sentence_transformers", None)
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     (tmp_path / "teacher").mkdir()
     (tmp_path / "teacher" / "modules.json").write_text("[]")
     for name in (str(tmp_path / "teacher"), "all-MiniLM-L6-v2"):
