@@ -83,6 +83,7 @@ def _make_parser() -> tuple[argparse.ArgumentParser, Any]:
     )
     embed.add_argument("--model", metavar="MODEL", required=True, help=f"{BACKBONE}, or a sentence-transformers model")
     embed.add_argument("--batch_size", type=int, metavar="N", default=64, help="targets a forward pass (default: 64)")
+    _add_mine(commands)
     certify = _command(commands, "certify", _certify, "show that nothing silently changes an objective's gradients")
     certify.add_argument("objective", nargs="?", metavar="OBJECTIVE", help="a name, a class path, or a config's YAML")
     certify.add_argument("--all", action="store_true", help="all objectives of alignlab")
@@ -100,6 +101,25 @@ def _make_parser() -> tuple[argparse.ArgumentParser, Any]:
     report = _command(study_commands, "report", _study_report, "write the report of a study directory again")
     report.add_argument("study", type=Path, metavar="STUDY_DIR")
     return parser, commands
+
+
+def _add_mine(commands: Any) -> None:
+    mine = _command(commands, "mine", _mine, "write hard negatives of the data, found by a backbone, into one file")
+    mine.add_argument("config", type=Path, metavar="CONFIG", help="an experiment's YAML, whose data are read")
+    mine.add_argument(
+        "--output", type=Path, metavar="FILE", required=True, help="the file (JSON lines), for data.mined"
+    )
+    mine.add_argument("--model", metavar="MODEL", required=True, help=BACKBONE)
+    mine.add_argument("--num_negatives", type=int, metavar="K", default=8, help="negatives of a query (default: 8)")
+    mine.add_argument("--skip", type=int, metavar="N", default=0, help="leave out the nearest N (default: 0)")
+    filters = mine.add_mutually_exclusive_group()
+    filters.add_argument(
+        "--margin", type=float, metavar="M", help="drop what is nearer than the target by over M (default: 0.1)"
+    )
+    filters.add_argument("--ratio", type=float, metavar="R", help="drop what is nearer than R x the target's cosine")
+    filters.add_argument("--no_filter", action="store_true", help="drop nothing for being near")
+    mine.add_argument("--keep_groups", action="store_true", help="do not drop what is in the query's group")
+    mine.add_argument("--batch_size", type=int, metavar="N", default=64, help="examples a forward pass (default: 64)")
 
 
 def _command(parent: Any, name: str, function: Callable, help: str) -> argparse.ArgumentParser:
@@ -207,6 +227,36 @@ def _embed(arguments: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
+def _mine(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from alignlab.experiment.config import resolve_file
+    from alignlab.experiment.mine import Settings, mine_data, show
+    from alignlab.experiment.run import quiet_libraries
+    from alignlab.experiment.show import counting_bar
+
+    config = resolve_file(arguments.config, overrides_from(rest))
+    bare = arguments.margin is None and arguments.ratio is None and not arguments.no_filter
+    settings = Settings(
+        num_negatives=arguments.num_negatives,
+        skip=arguments.skip,
+        margin=0.1 if bare else arguments.margin,
+        ratio=arguments.ratio,
+        keep_groups=arguments.keep_groups,
+    )
+    quiet_libraries()
+    with counting_bar() as on_progress:
+        mined = mine_data(
+            config,
+            arguments.output,
+            arguments.model,
+            settings,
+            batch_size=arguments.batch_size,
+            on_progress=on_progress,
+        )
+    show(mined)
+    print(f"hard negatives: {arguments.output}")
+    return 0
+
+
 def _certify(arguments: argparse.Namespace, rest: list[str]) -> int:
     if arguments.all == (arguments.objective is not None):
         raise InputError("certify needs an objective, e.g. `alignlab certify InfoNCE`, or --all, and not both")
@@ -241,7 +291,7 @@ def _study_report(arguments: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-SETTABLE = (_fit, _inspect, _embed, _study_run, _certify)
+SETTABLE = (_fit, _inspect, _embed, _mine, _study_run, _certify)
 """The commands that take settings of a config as options."""
 
 
