@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"alignlab: error: {message}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("alignlab: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("alignlab: interrupted; the same command goes on from what is saved", file=sys.stderr)
         return 130
 
 

@@ -49,8 +49,8 @@ def embed(
         raise InputError(f"--batch_size must be at least 1, got {batch_size}")
     experiment = instantiate({**config, "stages": {}})
     check_supplies("alignlab embed", ("target",), experiment.data)
-    examples = Targets(experiment.data, on_progress)
     teacher = open_teacher(model, experiment)
+    examples = Targets(experiment.data, on_progress)
     fingerprint = fingerprint_of([*examples.targets, int(teacher.fingerprint, 16)])
     if output.exists():
         if _fingerprint(output) != fingerprint:

@@ -1,5 +1,6 @@
 """A file of a teacher's embeddings: what is written is what training reads, and of no other data."""
 
+import fcntl
 import json
 import pickle
 import sys
@@ -11,9 +12,9 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from alignlab import InputError
+from alignlab import Example, InputError
 from alignlab.backbones import Backbone
-from alignlab.data import LlavaPairs, Scenes
+from alignlab.data import AlignmentData, LlavaPairs, Scenes
 from alignlab.data.embeddings import Embeddings
 from alignlab.data.teachers import weights_fingerprint
 from alignlab.experiment import embed as command
@@ -158,6 +159,25 @@ def test_a_file_of_something_else_is_named(file, tmp_path):
         InputError, match="other is no file that this alignlab's `alignlab embed` made: its format is not"
     ):
         Embeddings(tmp_path / "other").of("train", example)
+
+
+class Twins(AlignmentData):
+    supplies = ("target",)
+
+    def examples(self, split):
+        return [Example(id, target=(f"{id} of {split}",)) for id in ("a", "b", "b" if split == "val" else "c")]
+
+
+def test_an_id_is_unique_within_a_split_alone():
+    with pytest.raises(InputError, match="several examples of the val split are called 'b'"):
+        command.Targets(Twins(), lambda what, done, total: None)
+
+
+def test_a_file_that_another_process_writes_is_left_to_it(tmp_path, tiny_path):
+    with (tmp_path / ".e.partial").open("wb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="another process is writing .*e; wait for it"):
+            embed(resolve(config()), tmp_path / "e", str(tiny_path))
 
 
 class Fickle:
