@@ -15,6 +15,9 @@ Every setting of a config file can be given as an option as well:
 `alignlab objectives` lists the objectives with their settings; --print_config shows all settings of a run."""
 
 
+BACKBONE = "a run directory, a backbone's directory or name"
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse with one-line errors and no abbreviations."""
 
@@ -33,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"alignlab: error: {message}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("alignlab: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("alignlab: interrupted; the same command goes on from what is saved", file=sys.stderr)
         return 130
 
 
@@ -46,7 +49,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     elif not hasattr(arguments, "command"):
         parser.print_help()
         arguments.command = lambda arguments, rest: 0
-    if rest and arguments.command not in (_fit, _study_run, _inspect, _certify):
+    if rest and arguments.command not in SETTABLE:
         raise InputError(f"unrecognised: {' '.join(rest)}")
     return arguments, rest
 
@@ -73,6 +76,14 @@ def _make_parser() -> tuple[argparse.ArgumentParser, Any]:
     inspect = _command(commands, "inspect", _inspect, "write a page with examples as the model will see them")
     inspect.add_argument("config", type=Path, metavar="CONFIG", help="an experiment's YAML")
     inspect.add_argument("--output", type=Path, metavar="FILE", help="the page (default: runs/inspect/NAME.html)")
+    embed = _command(commands, "embed", _embed, "write a teacher's embeddings of the data's targets into one file")
+    embed.add_argument("config", type=Path, metavar="CONFIG", help="an experiment's YAML, whose data are read")
+    embed.add_argument(
+        "--output", type=Path, metavar="FILE", required=True, help="the file (safetensors), for data.embeddings"
+    )
+    embed.add_argument("--model", metavar="MODEL", required=True, help=f"{BACKBONE}, or a sentence-transformers model")
+    embed.add_argument("--batch_size", type=int, metavar="N", default=64, help="targets a forward pass (default: 64)")
+    _add_mine(commands)
     certify = _command(commands, "certify", _certify, "show that nothing silently changes an objective's gradients")
     certify.add_argument("objective", nargs="?", metavar="OBJECTIVE", help="a name, a class path, or a config's YAML")
     certify.add_argument("--all", action="store_true", help="all objectives of alignlab")
@@ -92,8 +103,27 @@ def _make_parser() -> tuple[argparse.ArgumentParser, Any]:
     return parser, commands
 
 
+def _add_mine(commands: Any) -> None:
+    mine = _command(commands, "mine", _mine, "write hard negatives of the data, found by a backbone, into one file")
+    mine.add_argument("config", type=Path, metavar="CONFIG", help="an experiment's YAML, whose data are read")
+    mine.add_argument(
+        "--output", type=Path, metavar="FILE", required=True, help="the file (JSON lines), for data.mined"
+    )
+    mine.add_argument("--model", metavar="MODEL", required=True, help=BACKBONE)
+    mine.add_argument("--num_negatives", type=int, metavar="K", default=8, help="negatives of a query (default: 8)")
+    mine.add_argument("--skip", type=int, metavar="N", default=0, help="leave out the nearest N (default: 0)")
+    filters = mine.add_mutually_exclusive_group()
+    filters.add_argument(
+        "--margin", type=float, metavar="M", help="drop what is nearer than the target by over M (default: 0.1)"
+    )
+    filters.add_argument("--ratio", type=float, metavar="R", help="drop what is nearer than R x the target's cosine")
+    filters.add_argument("--no_filter", action="store_true", help="drop nothing for being near")
+    mine.add_argument("--keep_groups", action="store_true", help="do not drop what is in the query's group")
+    mine.add_argument("--batch_size", type=int, metavar="N", default=64, help="examples a forward pass (default: 64)")
+
+
 def _command(parent: Any, name: str, function: Callable, help: str) -> argparse.ArgumentParser:
-    takes_settings = function in (_fit, _inspect, _study_run, _certify)
+    takes_settings = function in SETTABLE
     parser = parent.add_parser(
         name,
         help=help,
@@ -181,6 +211,52 @@ def _inspect(arguments: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
+def _embed(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from alignlab.experiment.config import resolve_file
+    from alignlab.experiment.embed import embed
+    from alignlab.experiment.run import quiet_libraries
+    from alignlab.experiment.show import counting_bar
+
+    config = resolve_file(arguments.config, overrides_from(rest))
+    quiet_libraries()
+    with counting_bar() as on_progress:
+        computed = embed(
+            config, arguments.output, arguments.model, batch_size=arguments.batch_size, on_progress=on_progress
+        )
+    print(f"{arguments.output}: {f'{computed} embeddings computed' if computed else 'there already'}")
+    return 0
+
+
+def _mine(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from alignlab.experiment.config import resolve_file
+    from alignlab.experiment.mine import Settings, mine_data, show
+    from alignlab.experiment.run import quiet_libraries
+    from alignlab.experiment.show import counting_bar
+
+    config = resolve_file(arguments.config, overrides_from(rest))
+    bare = arguments.margin is None and arguments.ratio is None and not arguments.no_filter
+    settings = Settings(
+        num_negatives=arguments.num_negatives,
+        skip=arguments.skip,
+        margin=0.1 if bare else arguments.margin,
+        ratio=arguments.ratio,
+        keep_groups=arguments.keep_groups,
+    )
+    quiet_libraries()
+    with counting_bar() as on_progress:
+        mined = mine_data(
+            config,
+            arguments.output,
+            arguments.model,
+            settings,
+            batch_size=arguments.batch_size,
+            on_progress=on_progress,
+        )
+    show(mined)
+    print(f"hard negatives: {arguments.output}")
+    return 0
+
+
 def _certify(arguments: argparse.Namespace, rest: list[str]) -> int:
     if arguments.all == (arguments.objective is not None):
         raise InputError("certify needs an objective, e.g. `alignlab certify InfoNCE`, or --all, and not both")
@@ -213,6 +289,10 @@ def _study_report(arguments: argparse.Namespace, rest: list[str]) -> int:
 
     report(arguments.study)
     return 0
+
+
+SETTABLE = (_fit, _inspect, _embed, _mine, _study_run, _certify)
+"""The commands that take settings of a config as options."""
 
 
 if __name__ == "__main__":

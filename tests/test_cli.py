@@ -38,6 +38,10 @@ def refused(result, *fragments):
         (["study", "run", "experiments/studies/quick.yaml"], ["quick.yaml", "quickstart.yaml"]),
         (["study", "report", "runs/nowhere"], ["runs/nowhere"]),
         (["inspect", "experiments/nothing.yaml"], ["no such file"]),
+        (["embed", "experiments/mle.yaml", "--model", "scenes-vlm"], ["required: --output"]),
+        (["embed", "experiments/mle.yaml", "--model", "./nowhere", "--output", "x"], ["no directory ./nowhere"]),
+        (["mine", "experiments/mle.yaml", "--model", "scenes-vl", "--output", "x"], ["--model: ", "'scenes-vlm'"]),
+        (["mine", "experiments/mle.yaml", "--margin", "0.1", "--ratio", "0.9"], ["not allowed with"]),
     ],
 )
 def test_bad_command_lines_are_refused(arguments, fragments):
@@ -119,6 +123,24 @@ def test_a_corrupt_picture_met_in_a_worker_is_one_message(tmp_path, tiny_path):
         "trainer: {max_steps: 2, limit_val_batches: 0}\nwandb: {mode: disabled}\n"
     )
     refused(alignlab("fit", "--config", "photos.yaml", cwd=tmp_path), ".png")
+
+
+def test_files_of_embeddings_and_negatives_are_made_and_trained_on(tmp_path, tiny_path):
+    settings = ["--data.num_train", 40, "--data.num_val", 8, "--data.batch_size", 8, "--data.duplicates", 0.5]
+    given = ["experiments/infonce.yaml", "--model", tiny_path, *settings]
+    for command, file, said in (
+        ("embed", "e.safetensors", "48 embeddings"),
+        ("mine", "m.jsonl", "recall of the filter"),
+    ):
+        result = alignlab(command, *given, "--output", tmp_path / file)
+        assert result.returncode == 0 and said in result.stdout and "embedding" in result.stderr, result.stderr
+    files = ["--data.embeddings", tmp_path / "e.safetensors", "--data.mined", tmp_path / "m.jsonl"]
+    short = ["--backbone.path", tiny_path, "--trainer.max_steps", 1, "--evaluators", "[]", "--wandb.mode", "disabled"]
+    fit = ["fit", "--config", "experiments/infonce.yaml", *short, *settings, *files]
+    result = alignlab(*fit, "--output", tmp_path / "run")
+    assert result.returncode == 0, result.stderr
+    refused(alignlab(*fit, "--output", tmp_path / "other", "--data.seed", 1), "e.safetensors was made for another text")
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.slow

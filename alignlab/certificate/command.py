@@ -31,7 +31,7 @@ def certify_named(name: str, overrides: Sequence[str]) -> Certificate:
     else:
         config = resolve_file(None, [f"objective={name}", "data=Scenes", *SETTINGS.get(name, ()), *overrides])
     experiment = instantiate({**config, "stages": {}})
-    examples = experiment.data.examples("train")
+    examples = experiment.data.filled("train")
     first = [examples[index] for index in range(min(NUM_EXAMPLES, len(examples)))]
     return certify(experiment.make_objective, first, adapter=experiment.adapter)
 

@@ -3,6 +3,7 @@
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -10,10 +11,18 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from alignlab.batch import Batch, Example
+from alignlab.data.embeddings import Embeddings
+from alignlab.data.mined import Mined
 from alignlab.errors import InputError
 
 Split = Literal["train", "val", "test", "compositional"]
 Encode = Callable[[list[Example]], Batch]
+
+FILLED = {"embeddings": "embedding", "mined": "negatives"}
+"""Settings that name a file, and the field of ``Example`` that the file fills."""
+
+NUM_CHECKED = 64
+"""Examples of a split, spread evenly, that are compared with such a file before training."""
 
 
 class AlignmentData(LightningDataModule):
@@ -22,6 +31,8 @@ class AlignmentData(LightningDataModule):
     Args:
         batch_size: Examples a process and micro-batch.
         num_workers: Processes that encode; 0 encodes in the training process.
+        embeddings: A file that ``alignlab embed`` made of these data; the loaders take ``Example.embedding`` from it.
+        mined: A file that ``alignlab mine`` made of these data; the loaders add to ``Example.negatives`` from it.
     """
 
     supplies: ClassVar[tuple[str, ...]] = ()
@@ -39,7 +50,9 @@ class AlignmentData(LightningDataModule):
     caption_prompt: str = "Describe the image."
     """What asks for a caption like those of ``Example.captions``."""
 
-    def __init__(self, *, batch_size: int = 64, num_workers: int = 0) -> None:
+    def __init__(
+        self, *, batch_size: int = 64, num_workers: int = 0, embeddings: str | None = None, mined: str | None = None
+    ) -> None:
         super().__init__()
         if batch_size < 1 or num_workers < 0:
             raise InputError(
@@ -48,6 +61,12 @@ class AlignmentData(LightningDataModule):
             )
         self.batch_size = batch_size
         self.num_workers = num_workers
+        self.embeddings = None if embeddings is None else Embeddings(embeddings)
+        self.mined = None if mined is None else Mined(mined)
+        if isinstance(type(self).supplies, tuple):  # else the class works out itself what it supplies
+            files = {"embeddings": embeddings, "mined": mined}
+            filled = [field for name, field in FILLED.items() if files[name] is not None]
+            self.supplies = tuple(dict.fromkeys((*self.supplies, *filled)))
         self.encode: Encode | None = None
         self.order_seed = 0
         """Which order the training split comes in; an experiment sets it from its seed."""
@@ -59,12 +78,25 @@ class AlignmentData(LightningDataModule):
     def examples(self, split: Split) -> Sequence[Example]:
         """The examples of a split, by index, the same ones in every process; made or decoded on access."""
 
+    def filled(self, split: Split) -> Sequence[Example]:
+        """The examples of a split as training sees them: with what ``embeddings`` and ``mined`` add."""
+        if self.embeddings is None and self.mined is None:
+            return self.examples(split)
+        return _Filled(self.examples(split), split, self.embeddings, self.mined)
+
+    def check_files(self) -> None:
+        """Raise InputError if ``embeddings`` or ``mined`` were not made of these data; looks at a spread sample."""
+        for split in ("train", "val") if self.embeddings or self.mined else ():
+            examples = self.filled(split)
+            for index in range(0, len(examples), max(len(examples) // NUM_CHECKED, 1)):
+                examples[index]
+
     def connect(self, encode: Encode) -> None:
         """Say how examples become batches, which is the backbone's business."""
         self.encode = encode
 
     def train_dataloader(self) -> DataLoader:
-        examples = self.examples("train")
+        examples = self.filled("train")
         rank, processes = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         order = ShuffledBatches(
             len(examples),
@@ -78,7 +110,7 @@ class AlignmentData(LightningDataModule):
         return ResumableLoader(_Examples(examples), batch_sampler=order, **self._settings())
 
     def val_dataloader(self) -> DataLoader:
-        return DataLoader(_Examples(self.examples("val")), batch_size=self.batch_size, **self._settings())
+        return DataLoader(_Examples(self.filled("val")), batch_size=self.batch_size, **self._settings())
 
     def _settings(self) -> dict[str, Any]:
         if self.encode is None:
@@ -101,6 +133,27 @@ def check_supplies(who: str, requires: Sequence[str], data: AlignmentData | type
             f"{who} requires {', '.join(requires)}, but {whose} supplies {', '.join(data.supplies) or 'nothing'}; "
             f"it lacks {', '.join(missing)}"
         )
+
+
+class _Filled(Sequence[Example]):
+    """Examples of a split, each completed from files when it is asked for."""
+
+    def __init__(
+        self, examples: Sequence[Example], split: Split, embeddings: Embeddings | None, mined: Mined | None
+    ) -> None:
+        self.examples, self.split, self.embeddings, self.mined = examples, split, embeddings, mined
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Example:
+        example = self.examples[index]
+        if self.embeddings is not None:
+            example = replace(example, embedding=self.embeddings.of(self.split, example))
+        if self.mined is not None:
+            found = self.mined.of(self.split, range(len(self))[index], self.examples)
+            example = replace(example, negatives=(*example.negatives, *found))
+        return example
 
 
 class _Examples(Dataset):

@@ -54,8 +54,10 @@ class LlavaJson(AlignmentData):
         test_fraction: float = 0.05,
         batch_size: int = 64,
         num_workers: int = 0,
+        embeddings: str | None = None,
+        mined: str | None = None,
     ) -> None:
-        super().__init__(batch_size=batch_size, num_workers=num_workers)
+        super().__init__(batch_size=batch_size, num_workers=num_workers, embeddings=embeddings, mined=mined)
         if not (0 <= val_fraction and 0 <= test_fraction and val_fraction + test_fraction < 1):
             raise InputError(
                 f"{type(self).__name__} needs val_fraction and test_fraction of at least 0 and less than 1 together, "

@@ -32,6 +32,7 @@ def check(config: Mapping[str, Any]) -> None:
     experiment = instantiate(config)
     _check_trainer(experiment.trainer)
     _check_sizes(experiment)
+    experiment.data.check_files()
     requires = experiment.requires
     # Shapes are enough for a constructor to refuse its arguments, and on the meta device they cost nothing.
     with torch.device("meta"):
@@ -82,7 +83,7 @@ def _check_sizes(experiment: Experiment) -> None:
 
 def _check_lengths(experiment: Experiment, requires: Sequence[str]) -> None:
     encoder = Encoder.load(experiment.backbone["path"], max_length=experiment.backbone["max_length"])
-    read = [(experiment.data.examples("train"), requires)]
+    read = [(experiment.data.filled("train"), requires)]
     for evaluator in experiment.evaluators:
         sequences = tuple(name for name in evaluator.requires if name in ("conversation", "query", "target"))
         read += [(evaluator.judged(experiment.data).examples(evaluator.split), sequences)] if sequences else []

@@ -225,7 +225,8 @@ def _check_fields(resolved: Mapping[str, Any], checker: Checker) -> None:
     """Compare what objective and evaluators require with what the data supply."""
     data, objective = resolved.get("data"), resolved.get("objective")
     if objective:
-        _check_supplied(("objective",), objective, required_fields(objective, checker.folders), data, checker)
+        fields = required_fields(objective, checker.folders)
+        _check_supplied(("objective",), objective, fields, data, checker, filled=_filled(data))
     labels: dict[str, str] = {}
     for index, evaluator in enumerate(resolved.get("evaluators") or ()):
         if evaluator is None:
@@ -249,14 +250,28 @@ def _check_fields(resolved: Mapping[str, Any], checker: Checker) -> None:
 
 
 def _check_supplied(
-    key: Key, reader: Mapping[str, Any], fields: Sequence[str], data: Mapping[str, Any] | None, checker: Checker
+    key: Key,
+    reader: Mapping[str, Any],
+    fields: Sequence[str],
+    data: Mapping[str, Any] | None,
+    checker: Checker,
+    *,
+    filled: tuple[str, ...] = (),
 ) -> None:
+    """Add a problem where a field is neither supplied nor, as training alone sees it, ``filled`` from a file."""
     supplies = find(kinds()[2], data["class_path"], checker.folders)[1].supplies if data else None
     # A data module may only know what it supplies once it is made; the reader then checks it itself.
-    if isinstance(supplies, tuple) and (lacking := [field for field in fields if field not in supplies]):
+    if isinstance(supplies, tuple) and (lacking := [field for field in fields if field not in supplies + filled]):
         needs = f"{reader['class_path']} requires {', '.join(fields)}"
         has = f"data {data['class_path']} supplies {', '.join(supplies) or 'nothing'}"
         checker.add(key, f"{needs}, but {has}; it lacks {', '.join(lacking)}")
+
+
+def _filled(data: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """The fields of Example that files fill, which the data's settings name."""
+    from alignlab.data.base import FILLED
+
+    return tuple(field for name, field in FILLED.items() if data and data["init_args"].get(name) is not None)
 
 
 def _check_split(key: Key, split: str | None, data: Mapping[str, Any] | None, checker: Checker) -> None:

@@ -6,7 +6,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -36,6 +44,26 @@ def progress_bar() -> Iterator[Callable[["RunProgress"], None]]:
                 console.print(f"{progress.stage} {progress.step}/{progress.max_steps} {text}")
 
         show.tenths = 0
+        yield show
+
+
+@contextmanager
+def counting_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar to be told what is done, how many and of how many; plain lines where the output is no terminal."""
+    console = Console(file=sys.stderr)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, disable=not console.is_terminal, refresh_per_second=4) as bar:
+        tasks: dict[str, TaskID] = {}
+        tenths: dict[str, int] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what)
+            bar.update(tasks[what], completed=done, total=total)
+            if not console.is_terminal and done * 10 // total > tenths.get(what, 0):
+                tenths[what] = done * 10 // total
+                console.print(f"{what} {done}/{total}")
+
         yield show
 
 

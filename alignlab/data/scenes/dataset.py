@@ -83,8 +83,10 @@ class Scenes(AlignmentData):
         backgrounds: str | None = None,
         batch_size: int = 64,
         num_workers: int = 0,
+        embeddings: str | None = None,
+        mined: str | None = None,
     ) -> None:
-        super().__init__(batch_size=batch_size, num_workers=num_workers)
+        super().__init__(batch_size=batch_size, num_workers=num_workers, embeddings=embeddings, mined=mined)
         sizes = {"train": num_train, "val": num_val, "test": num_test, "compositional": num_compositional}
         self.sizes: dict[Split, int] = sizes
         _check_sizes(sizes, num_objects, image_size)

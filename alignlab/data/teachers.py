@@ -1,0 +1,85 @@
+"""teachers: what makes embeddings of contents: a backbone, or a model of sentence-transformers."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from alignlab.backbones import Backbone
+from alignlab.batch import Content
+from alignlab.data.identity import words
+from alignlab.errors import InputError
+
+
+class Teacher(Protocol):
+    """Makes embeddings.
+
+    Args:
+        name: What it was read from.
+        fingerprint: Of its modules and weights.
+    """
+
+    name: str
+    fingerprint: str
+
+    def embed(self, contents: Sequence[Content]) -> Tensor:
+        """Embeddings (B, E) float32 on the CPU, not normalised."""
+        ...
+
+
+class BackboneTeacher:
+    """A backbone's embeddings, of texts and pictures; it is put in evaluation mode."""
+
+    def __init__(self, backbone: Backbone, name: str) -> None:
+        self.backbone, self.name = backbone.eval(), name
+        self.fingerprint = weights_fingerprint(backbone)
+
+    @torch.no_grad()
+    def embed(self, contents: Sequence[Content]) -> Tensor:
+        tokens = self.backbone.encoder.contents(contents).to(self.backbone.device)
+        return self.backbone.embed(tokens).float().cpu()
+
+
+class SentenceTeacher:
+    """A model of sentence-transformers: what it makes of the joined texts of a content.
+
+    Args:
+        name: Its directory, or its name on the hub.
+
+    Raises:
+        InputError: sentence-transformers is not installed, or there is no such model.
+    """
+
+    def __init__(self, name: str, device: torch.device | str = "cpu") -> None:
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ImportError:
+            raise InputError(
+                f"--model {name} needs sentence-transformers, which is not installed: pip install 'alignlab[teacher]'"
+            ) from None
+        settings: dict[str, Any] = {"use_safetensors": True}
+        try:
+            self.model = SentenceTransformer(name, device=str(device), model_kwargs=settings)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(f"--model {name} cannot be read by sentence-transformers: {reason}") from None
+        self.name = name
+        self.fingerprint = weights_fingerprint(self.model)
+
+    def embed(self, contents: Sequence[Content]) -> Tensor:
+        texts = [words(content) for content in contents]
+        if not all(texts):
+            raise InputError(f"{self.name} reads text alone, but a target has none; a backbone reads pictures, too")
+        encoded = self.model.encode(texts, batch_size=len(texts), convert_to_tensor=True, show_progress_bar=False)
+        return encoded.float().cpu()
+
+
+def weights_fingerprint(module: nn.Module) -> str:
+    """16 hexadecimal characters of a module's structure and weights, wherever they lie."""
+    digest = hashlib.sha256(repr(module).encode())
+    for name, tensor in module.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,57 @@
+"""opening: the model that a command names, and the data of its config."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+
+from alignlab.backbones import Backbone, packaged
+from alignlab.data.teachers import BackboneTeacher, SentenceTeacher, Teacher
+from alignlab.errors import InputError
+from alignlab.experiment.config import Experiment
+from alignlab.experiment.run import load
+
+
+def open_backbone(name: str, experiment: Experiment) -> Backbone:
+    """The backbone of a run directory, or of a directory or name as ``backbone.path`` takes it.
+
+    Its type, attention and longest sequence are those of the config, unless it is a run's, which has its own.
+    """
+    if _is_run(Path(name)):
+        return load(name).to(_device(experiment))
+    settings = {**experiment.backbone, "path": name, "fresh": (), "take": None}
+    try:
+        return Backbone(**settings).eval().to(_device(experiment))
+    except InputError as error:
+        raise InputError(f"--model: {str(error).removeprefix('backbone.path: ')}") from None
+
+
+def open_teacher(name: str, experiment: Experiment) -> Teacher:
+    """A backbone as ``open_backbone`` opens it, or a model of sentence-transformers.
+
+    A directory is the latter's if it holds ``modules.json``, as all of those do; a name that is no directory and no
+    packaged checkpoint is looked for there.
+    """
+    folder = Path(name)
+    if name in packaged() or (folder.is_dir() and not (folder / "modules.json").is_file()):
+        return BackboneTeacher(open_backbone(name, experiment), name)
+    if not folder.is_dir() and name.startswith((".", "/", "~")):
+        raise InputError(f"--model: there is no directory {name}")
+    return SentenceTeacher(name, _device(experiment))
+
+
+def data_in_words(config: Mapping[str, Any]) -> str:
+    """The data of a config with the settings that say which, not how they are loaded."""
+    ways = ("batch_size", "num_workers", "embeddings", "mined")
+    settings = {name: value for name, value in config["data"]["init_args"].items() if name not in ways}
+    return f"{config['data']['class_path']}({', '.join(f'{name}={value!r}' for name, value in settings.items())})"
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file()
+
+
+def _device(experiment: Experiment) -> torch.device:
+    return Trainer(**experiment.trainer, logger=False, enable_progress_bar=False).strategy.root_device
