@@ -52,7 +52,7 @@ class UniMEDistillation(Contrastive):
 
     def prepare(self, data: AlignmentData, num_processes: int) -> None:
         super().prepare(data, num_processes)
-        examples = data.examples("train")
+        examples = data.filled("train")
         first = [examples[index] for index in range(min(data.batch_size, len(examples)))]
         if shown := [example.id for example in first if not all(isinstance(part, str) for part in example.target)]:
             raise InputError(
