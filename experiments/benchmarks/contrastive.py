@@ -11,22 +11,21 @@ Measured, 21 repeats (2 shared cores, 1 thread, Linux, Python 3.11.7, torch 2.13
 sentence-transformers 6.2.0, open_clip_torch 3.3.0; load 15); milliseconds a step, the ratio with its 95 % interval:
 
     theirs                               batch  chunk  alignlab  theirs  ratio                 target
-    MultipleNegativesRankingLoss            64              516     561  0.989 [0.980, 1.004]  1.0: met; not the interval
-    ClipLoss                                64              584     585  0.995 [0.988, 1.001]  1.0: met; not the interval
+    MultipleNegativesRankingLoss            64              516     561  0.989 [0.980, 1.004]  1.0: met*
+    ClipLoss                                64              584     585  0.995 [0.988, 1.001]  1.0: met*
     CachedMultipleNegativesRankingLoss     128     32       914    1289  0.717 [0.704, 0.723]  0.833, met
     the same, texts of one length           64     32       399     374  1.053 [1.032, 1.067]
 
-In wall time on the same busy machine the first two were 0.99 to 1.03, with intervals that hold 1: no difference. What
-is gained in chunks is gained from sorting by length, so nothing where all are of one length. MiB, alignlab / theirs:
+*: no difference, as the interval holds 1; in wall time, 15 repeats, two runs gave 0.99 to 1.03, all intervals with 1.
+What is gained in chunks is gained by sorting, so nothing where all texts are of one length. MiB, alignlab / theirs:
 
-    batch                               64         128         256         512        1024
-    in use, chunk 32             129 / 124               131 / 125               146 / 134
-    in use, chunk 64             195 / 186                                       209 / 200
-    in use, without chunks       279 / 278             1036 / 1035
-    of the process, chunk 32                 180 / 169               208 / 180
+    batch                                64          128          256          512         1024
+    in use, chunk 32              129 / 124                 131 / 125                 146 / 134
+    in use, chunk 64              195 / 186                                           209 / 200
+    in use, without chunks        279 / 278               1036 / 1035
+    of the process, chunk 32                   180 / 169                 208 / 180
 
-So in chunks memory is no less than theirs (0.8 is missed), and the C library's heap, in pieces of many sizes, adds to
-it as batches grow.
+In chunks memory is no less than theirs (0.8 is missed), and what the C library keeps of it in pieces grows.
 """
 
 import importlib
@@ -84,22 +83,18 @@ def info_nce(backbone: Backbone, chunk: int | None, *, symmetric: bool = False) 
 
 
 def multiple_negatives(backbone: Backbone, chunk: int | None) -> Loss:
-    losses = sentence_transformers_losses()
-    model = nn.Sequential(Adapter(backbone))
-    if chunk is None:
-        theirs = losses.MultipleNegativesRankingLoss(model, scale=SCALE)
-    else:
+    losses, model = sentence_transformers_losses(), nn.Sequential(Adapter(backbone))
+    theirs = losses.MultipleNegativesRankingLoss(model, scale=SCALE)
+    if chunk is not None:
         theirs = losses.CachedMultipleNegativesRankingLoss(model, scale=SCALE, mini_batch_size=chunk)
-    return lambda batch: theirs([_features(batch.query), _features(batch.target)], None)
+    return lambda batch: theirs(
+        [{"input_ids": t.input_ids, "attention_mask": t.attention_mask} for t in (batch.query, batch.target)], None
+    )
 
 
 def clip_loss(backbone: Backbone, chunk: int | None) -> Loss:
     theirs, scale = open_clip_losses().ClipLoss(), torch.tensor(SCALE, dtype=backbone.model.dtype)
     return lambda batch: theirs(normalize(backbone.embed(batch.query)), normalize(backbone.embed(batch.target)), scale)
-
-
-def _features(tokens: Tokens) -> dict[str, Tensor]:
-    return {"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask}
 
 
 def sentence_transformers_losses() -> Any:
@@ -108,8 +103,8 @@ def sentence_transformers_losses() -> Any:
 
 def open_clip_losses() -> Any:
     """open_clip's file of losses, without the rest of the package, which needs torchvision."""
-    place = Path(importlib.util.find_spec("open_clip").submodule_search_locations[0]) / "loss.py"
-    spec = importlib.util.spec_from_file_location("open_clip_loss", place)
+    folder = importlib.util.find_spec("open_clip").submodule_search_locations[0]
+    spec = importlib.util.spec_from_file_location("open_clip_loss", f"{folder}/loss.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -134,10 +129,8 @@ COMPARISONS = {
     "the same, texts of one length": Comparison(info_nce, multiple_negatives, 64, None, chunk=32, ragged=False),
 }
 SIZES = {32: (64, 256, 1024), 64: (64, 1024), None: (64, 256)}
-"""Pairs a batch for each chunk size, when memory in use is measured."""
-
 HEAP_SIZES = (128, 512)
-"""The same in chunks of 32, when the memory of the process as it comes is measured."""
+"""Pairs a batch: for each chunk size, for the memory in use; and in chunks of 32, for that of the process as it comes."""
 
 
 def write_model(folder: Path, *, layers: int = 2, width: int = 256) -> None:
@@ -286,7 +279,8 @@ def main() -> None:
     arguments = parser.parse_args()
     refuse_missing(parser)
     prepare()
-    result: dict[str, Any] = {"machine": described()}
+    result: dict[str, Any] = {"machine": machine() | {"threads": torch.get_num_threads()}}
+    result["machine"]["packages"] |= {name: version(name) for name in LIBRARIES.values()}
     with TemporaryDirectory() as folder:
         write_model(Path(folder))
         result["differences"] = {name: check(folder, comparison) for name, comparison in COMPARISONS.items()}
@@ -295,12 +289,6 @@ def main() -> None:
         result["times"] = compare_times(folder, arguments.repeats)
         result["memory"] = compare_memory(folder)
     finish(result, arguments.json)
-
-
-def described() -> dict[str, Any]:
-    found = machine() | {"threads": torch.get_num_threads()}
-    found["packages"] |= {name: version(name) for name in LIBRARIES.values()}
-    return found
 
 
 def refuse_missing(parser: ArgumentParser) -> None:
