@@ -130,7 +130,7 @@ COMPARISONS = {
 }
 SIZES = {32: (64, 256, 1024), 64: (64, 1024), None: (64, 256)}
 HEAP_SIZES = (128, 512)
-"""Pairs a batch: for each chunk size, for the memory in use; and in chunks of 32, for that of the process as it comes."""
+"""Pairs a batch: for each chunk size, for the memory in use; in chunks of 32, for that of the process as it comes."""
 
 
 def write_model(folder: Path, *, layers: int = 2, width: int = 256) -> None:
