@@ -178,10 +178,9 @@ class SceneExamples(Sequence[Example]):
         )
         if self.telling.searches == ("caption",):
             return example
-        statement, _ = self.telling.statement(scene, self.split)
-        if is_duplicate:  # whose caption may be any, also the one that says no sizes
-            statement = language.sizeless(canonical)
-        material = Material(example, scene, statement, self.split, say, self.world.draw, self.world.num_objects[1])
+        # A duplicate's caption may be any, also the one that says no sizes.
+        least = language.sizeless(canonical) if is_duplicate else self.telling.statement(scene, self.split)[0]
+        material = Material(example, scene, least, self.split, say, self.world.draw, self.world.num_objects[1])
         chance = Random(f"{key}/search")
         return search(pick(self.telling.searches, chance), material, chance)
 
