@@ -2,10 +2,12 @@
 
 from alignlab.evaluation.base import Evaluation, Evaluator
 from alignlab.evaluation.caption import CaptionAccuracy
-from alignlab.evaluation.composition import Composition
+from alignlab.evaluation.composition import Composition, winoground
+from alignlab.evaluation.geometry import Geometry
 from alignlab.evaluation.localization import LocalizationError
 from alignlab.evaluation.perplexity import TextPerplexity
 from alignlab.evaluation.pope import POPE
+from alignlab.evaluation.ranking import Ranking
 from alignlab.evaluation.retrieval import Retrieval
 from alignlab.evaluation.vqa import VQAAccuracy
 
@@ -15,8 +17,11 @@ __all__ = [
     "Composition",
     "Evaluation",
     "Evaluator",
+    "Geometry",
     "LocalizationError",
+    "Ranking",
     "Retrieval",
     "TextPerplexity",
     "VQAAccuracy",
+    "winoground",
 ]

@@ -31,7 +31,8 @@ class Composition(Evaluator):
     foils of the train split.
 
     The authors of SugarCrepe (Hsieh et al. 2023, https://arxiv.org/abs/2306.14610) count ties as wrong, CLIP_benchmark
-    counts them as right; half keeps a backbone that cannot tell at chance.
+    counts them as right; half keeps a backbone that cannot tell at chance. ``strict`` is the authors' number, ``ties``
+    the share of ties, each as a mean over the kinds, too.
 
     Args:
         num_examples: Examples whose foils are judged.
@@ -88,14 +89,14 @@ class Composition(Evaluator):
             }
             for index, ((example, foil), score) in enumerate(zip(judged, won, strict=True))
         ]
-        return Evaluation(_by_kind([foil for _, foil in judged], won), items)
+        return Evaluation(by_kind([foil for _, foil in judged], won), items)
 
     def baselines(self, data: AlignmentData, examples: list[Example]) -> Mapping[str, dict[str, float]]:
         foils = [foil for _, foil in _pairs(examples)]
         shorter = torch.tensor([len(foil.false.split()) - len(foil.true.split()) for foil in foils])
         learned = foil_margins([foil for _, foil in _pairs(train_examples(data))], foils)
         margins = {"length_only": shorter, "bag_of_words": learned}
-        return {how: _by_kind(foils, wins(each, 1e-6)) for how, each in margins.items()}
+        return {how: by_kind(foils, wins(each, 1e-6)) for how, each in margins.items()}
 
     def _nats(self, backbone: Backbone, prompt: str, judged: Sequence[Pair], on_batch: OnBatch) -> Tensor:
         """How much likelier each true caption is; one that stands in several foils of an example is read once."""
@@ -128,11 +129,31 @@ def wins(margins: Tensor, tie: float) -> list[float]:
     return ((margins > tie) + 0.5 * (margins.abs() <= tie)).tolist()
 
 
+def winoground(similarities: Tensor) -> dict[str, float]:
+    """Scores of N pairs of pictures with their captions of the same words in another order; a tie counts as wrong.
+
+    Thrush et al. 2022, https://arxiv.org/abs/2204.03162, section 3.2. Chance is 1/4 for ``text`` (both pictures prefer
+    their own captions) and ``image`` (both captions prefer their own pictures), and 1/6 for ``group`` (both).
+
+    Args:
+        similarities: (N, 2, 2), of pictures (rows) and captions (columns), the right ones on the diagonal.
+    """
+    right, wrong = similarities.diagonal(dim1=1, dim2=2), similarities.flip(2).diagonal(dim1=1, dim2=2)
+    text = (right > wrong).all(1)
+    image = (right > wrong.flip(1)).all(1)
+    return {name: mean(won.tolist()) for name, won in (("text", text), ("image", image), ("group", text & image))}
+
+
 def _pairs(examples: Sequence[Example]) -> list[Pair]:
     return [(example, foil) for example in examples for foil in example.foils]
 
 
-def _by_kind(foils: Sequence[Foil], won: Sequence[float]) -> dict[str, float]:
+def by_kind(foils: Sequence[Foil], won: Sequence[float]) -> dict[str, float]:
     kinds = sorted({foil.kind for foil in foils})
-    of = {kind: mean(win for foil, win in zip(foils, won, strict=True) if foil.kind == kind) for kind in kinds}
-    return {"accuracy": mean(of.values())} | of
+    of = {kind: [win for foil, win in zip(foils, won, strict=True) if foil.kind == kind] for kind in kinds}
+    accuracies = {kind: mean(each) for kind, each in of.items()}
+    return {
+        "accuracy": mean(accuracies.values()),
+        "strict": mean(mean(win == 1 for win in each) for each in of.values()),
+        "ties": mean(mean(win == 0.5 for win in each) for each in of.values()),
+    } | accuracies

@@ -63,8 +63,8 @@ class Retrieval(Evaluator):
         self, backbone: Backbone, data: AlignmentData, examples: list[Example], on_batch: OnBatch
     ) -> Evaluation:
         candidates = [self._candidates(example) for example in examples]
-        queries, rows = _distinct(example.query for example in examples)
-        targets, columns = _distinct(content for each in candidates for content in each)
+        queries, rows = distinct(example.query for example in examples)
+        targets, columns = distinct(content for each in candidates for content in each)
         right = right_pairs(examples, [len(each) for each in candidates], rows, columns)
         total = len(queries) + len(targets)
         query_vectors = self.embeddings(backbone, queries, lambda done, _: on_batch(done, total))
@@ -128,7 +128,7 @@ def wrong_ahead(similarity: Tensor, right: Tensor) -> Tensor:
     return (~behind & ~right).sum(1)
 
 
-def _distinct(contents: Iterable[Content]) -> tuple[list[Content], list[int]]:
+def distinct(contents: Iterable[Content]) -> tuple[list[Content], list[int]]:
     """The different contents, and the place of each content among them; a decoded picture equals itself alone."""
     found: dict[tuple[Any, ...], tuple[int, Content]] = {}
     places = []

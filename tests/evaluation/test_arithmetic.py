@@ -6,11 +6,12 @@ import pytest
 import torch
 from torchmetrics.functional.retrieval import retrieval_hit_rate
 
-from alignlab.batch import Example, Question
+from alignlab.batch import Example, Foil, Question
+from alignlab.evaluation import winoground
 from alignlab.evaluation.asking import Asked
 from alignlab.evaluation.base import tidy
 from alignlab.evaluation.caption import picked
-from alignlab.evaluation.composition import wins
+from alignlab.evaluation.composition import by_kind, wins
 from alignlab.evaluation.pope import judge_answers, measures, says_yes
 from alignlab.evaluation.retrieval import right_pairs, wrong_ahead
 from alignlab.functional import normalize
@@ -128,6 +129,46 @@ def test_composition_agrees_with_recorded_outputs_of_sugar_crepe(golden):
         assert (part == 1).double().mean().item() == pytest.approx(record["expected"]["official"][kind])
         lenient = record["expected"]["clip_benchmark"][kind]["text_acc"]
         assert (part >= 0.5).double().mean().item() == pytest.approx(lenient)
+
+
+def test_strict_is_the_authors_number_and_ties_are_counted(golden):
+    record = golden("localization_rl_metrics/sugarcrepe")
+    kinds = [kind for kind in record["inputs"]["order"] for _ in range(record["inputs"]["category_sizes"][kind])]
+    image, true, false = (
+        normalize(torch.tensor(record["inputs"][f"{side}_emb"])) for side in ("image", "positive", "negative")
+    )
+    found = by_kind([Foil("a", "b", kind) for kind in kinds], wins((image * (true - false)).sum(1), 1e-6))
+    official = record["expected"]["official"]
+    assert found["strict"] == pytest.approx(sum(official.values()) / len(official))
+    tied = [kinds[index] for index in record["inputs"]["exactly_tied_items"]]
+    shares = [tied.count(kind) / kinds.count(kind) for kind in official]
+    assert found["ties"] == pytest.approx(sum(shares) / len(shares)) and len(tied) == 3
+    assert found["accuracy"] == pytest.approx(found["strict"] + found["ties"] / 2)
+
+
+@pytest.mark.parametrize(
+    ("part", "names", "name"), [("relation", "relation_names", "Relation"), ("attribution", "pair_names", "Attributes")]
+)
+def test_strict_agrees_with_recorded_outputs_of_aro(golden, part, names, name):
+    """Whose true caption comes second, so that a tie counts as wrong there, too."""
+    record = golden("localization_rl_metrics/aro")[part]
+    scores = torch.tensor(record["scores"])[:, 0]
+    kinds = ["_".join(each) if isinstance(each, list) else each for each in record[names]]
+    for expected in record["expected"]:
+        rows = [index for index, kind in enumerate(kinds) if kind == expected[name]]
+        assert len(rows) == expected["Count"]
+        won = wins(scores[rows, 1] - scores[rows, 0], 1e-6)
+        assert by_kind([Foil("a", "b", "x")] * len(rows), won)["strict"] == pytest.approx(expected["Accuracy"])
+
+
+def test_winoground_agrees_with_recorded_outputs(golden):
+    record = golden("localization_rl_metrics/winoground")
+    similarities = torch.tensor(record["inputs"]["scores_item_image_caption"])
+    expected = record["expected"]
+    assert winoground(similarities) == {name: expected[f"{name}_score"] for name in ("text", "image", "group")}
+    for index, each in enumerate(similarities):
+        assert winoground(each[None]) == {name: float(expected[name][index]) for name in ("text", "image", "group")}
+    assert winoground(torch.full((1, 2, 2), torch.nan)) == {"text": 0.0, "image": 0.0, "group": 0.0}
 
 
 class TestPOPE:

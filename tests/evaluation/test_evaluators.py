@@ -18,7 +18,9 @@ from alignlab.evaluation import (
     CaptionAccuracy,
     Composition,
     Evaluator,
+    Geometry,
     LocalizationError,
+    Ranking,
     Retrieval,
     TextPerplexity,
     VQAAccuracy,
@@ -35,6 +37,8 @@ EVALUATORS = (
     Composition(num_examples=5, batch_size=4, num_pictures=2, by="similarity", label="composition-similarity"),
     Retrieval(num_examples=5, batch_size=2),
     Retrieval(num_examples=5, batch_size=2, num_captions=3, label="retrieval-captions"),
+    Ranking(num_examples=5, batch_size=2),
+    Geometry(num_examples=5, batch_size=2),
     TextPerplexity(num_examples=5, batch_size=2),
 )
 PICTURED = (CaptionAccuracy, VQAAccuracy, POPE, Composition)
@@ -48,7 +52,7 @@ def test_scores_and_items_have_the_promised_form(evaluator: Evaluator, backbone,
     assert len({item["id"] for item in evaluation.items}) == len(evaluation.items) >= 5
     assert [item["id"] for item in evaluation.items][0].startswith("test-0")
     assert seen[-1][0] == seen[-1][1] and seen == sorted(seen)
-    if not isinstance(evaluator, TextPerplexity):
+    if not isinstance(evaluator, TextPerplexity | Geometry):
         assert all(0 <= score <= 1 for score in evaluation.scores.values())
         assert {item["score"] for item in evaluation.items} <= {0.0, 0.5, 1.0}
     for index, item in enumerate(evaluation.items if isinstance(evaluator, PICTURED) else ()):
@@ -165,13 +169,14 @@ class TestComposition:
     def test_true_and_false_exchanged_give_the_rest_of_one(self, backbone, scenes, by):
         turned = [replace(e, foils=tuple(Foil(f.false, f.true, f.kind) for f in e.foils)) for e in scenes]
         scores, opposite = (Composition(by=by)(backbone, Listed(each)).scores for each in (scenes, turned))
+        assert scores["strict"] == scores["accuracy"] and scores["ties"] == opposite.pop("ties") == scores.pop("ties")
         assert opposite == pytest.approx({name: 1 - score for name, score in scores.items()})
 
     @pytest.mark.parametrize("by", ["likelihood", "similarity"])
     def test_captions_a_tokenizer_cannot_tell_apart_tie_and_kinds_count_alike(self, backbone, scenes, by):
         same = [replace(e, foils=(Foil("a zebra", "a giraffe", "animal"),)) for e in scenes[:4]]
         scores = Composition(by=by, batch_size=3)(backbone, Listed(same)).scores
-        assert scores == {"accuracy": 0.5, "animal": 0.5}
+        assert scores == {"accuracy": 0.5, "strict": 0.0, "ties": 1.0, "animal": 0.5}
         foil = scenes[4].foils[0]
         pair = (Foil(foil.true, foil.false, "x"), Foil(foil.false, foil.true, "y"))
         scores = Composition(by=by)(backbone, Listed([*same, replace(scenes[4], foils=pair)])).scores

@@ -10,6 +10,7 @@ from alignlab.data.scenes.lexicon import PLAIN, canonical, invented
 from alignlab.data.scenes.making import SceneExamples, Task, Telling, World
 from alignlab.data.scenes.photographs import read_backgrounds
 from alignlab.data.scenes.picture import Rendering
+from alignlab.data.scenes.searches import ANSWERED, Search
 from alignlab.data.scenes.world import ATTRIBUTES, MAX_OBJECTS, RUN
 from alignlab.errors import InputError
 
@@ -35,6 +36,15 @@ class Scenes(AlignmentData):
         tasks: What the conversations are about; each example has one of them, one named twice comes twice as often.
             For a language model alone, without the picture: ``text`` is a caption or an answer, ``reading`` an answer
             that stands in a caption.
+        searches: What ``query`` looks for; each example has one of them, one named twice comes twice as often.
+            ``caption``: the picture its caption; ``picture``: the caption its picture among those of near scenes;
+            ``classification``: one object alone its colour or shape; ``question``: picture and question the answer;
+            ``grounding``: picture and phrase the part of the picture that shows it. Meant to be held out of training:
+            ``count`` and ``relation``, two kinds of questions, and ``size``, a classification. ``negatives`` are the
+            other candidates; ``source`` is ``scenes``, or ``scenes/`` and the search where it is not ``caption``. Of
+            one ``group`` are searches for the same caption or its picture, for the same word, or for parts that show
+            objects of the same size, colour and shape. Searches for a word have no ``embedding``.
+        instructions: Pictures and captions are followed by what asks for their embedding, which says nothing else.
         caption_length: ``long`` tells every object; ``short`` tells one, without its size.
         caption_noise: In [0, 1], share of a caption's words for shape, colour and size that are made wrong.
         noise_source: The wrong words are any, or with ``prior`` what is usual in a biased world (see
@@ -48,6 +58,7 @@ class Scenes(AlignmentData):
         vocabulary: ``plain``; or visual words said by a synonym half of the time, which with ``rare`` comes only 1 time
             in 20 in training.
         language: English, an invented one, or in training each example in one or the other (the other splits: English).
+            Then the last of its ``captions`` is the canonical one in the other language.
         rendering: ``textured`` fills shapes with patterns and hides parts; ``photographs`` draws over photographs.
         backgrounds: The folder of the photographs.
         batch_size: Examples a process and micro-batch.
@@ -71,6 +82,8 @@ class Scenes(AlignmentData):
         num_objects: tuple[int, int] = (1, 3),
         image_size: int = 48,
         tasks: tuple[Task, ...] = ("caption", "question"),
+        searches: tuple[Search, ...] = ("caption",),
+        instructions: bool = True,
         caption_length: Literal["long", "short"] = "long",
         caption_noise: float = 0.0,
         noise_source: NoiseSource = "uniform",
@@ -95,8 +108,12 @@ class Scenes(AlignmentData):
         _check_choices(tasks, rendering, backgrounds, image_size)
         self.run = RUN if duplicates else 1
         self.world = World(seed, tuple(num_objects), image_size, rendering, backgrounds, duplicates, co_occurrence)
+        _check_searches(searches, num_objects[0])
+        if set(searches) & set(ANSWERED):
+            self.supplies = tuple(field for field in self.supplies if field != "embedding")
         self.telling = Telling(
-            tuple(tasks), caption_length, caption_noise, noise_source, filler, SYNONYMS[vocabulary], language
+            *(tuple(tasks), tuple(searches), instructions),
+            *(caption_length, caption_noise, noise_source, filler, SYNONYMS[vocabulary], language),
         )
         voice = invented() if language == "invented" else PLAIN
         self.caption_prompt = voice.say(CAPTION_PROMPT)
@@ -139,3 +156,13 @@ def _check_choices(tasks: Sequence[str], rendering: str, backgrounds: str | None
         )
     if backgrounds is not None:
         read_backgrounds(backgrounds, image_size)
+
+
+def _check_searches(searches: Sequence[str], fewest: int) -> None:
+    if isinstance(searches, str) or not searches or not set(searches) <= set(get_args(Search)):
+        raise InputError(f"Scenes needs searches to be one or more of {list(get_args(Search))}, got {searches!r}")
+    if "relation" in searches and fewest < 2:
+        raise InputError(
+            f"Scenes asks for a relation of two objects when searches hold relation; num_objects starts at {fewest}, "
+            "and needs to start at 2 at least"
+        )

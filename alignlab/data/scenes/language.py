@@ -96,9 +96,13 @@ def summarize(scene: Scene) -> tuple[Statement, int]:
 
 def paraphrases(caption: Statement) -> tuple[str, ...]:
     """Other captions that are true wherever this one is: read backwards, as a sentence, and without sizes."""
-    short = Statement(tuple(phrase._replace(size=None) for phrase in caption.phrases), caption.relations)
     backwards = (str(_backwards(caption)),) if caption.relations else ()
-    return (*backwards, f"there is {caption}", str(short))
+    return (*backwards, f"there is {caption}", str(sizeless(caption)))
+
+
+def sizeless(caption: Statement) -> Statement:
+    """The same, but for the sizes."""
+    return Statement(tuple(phrase._replace(size=None) for phrase in caption.phrases), caption.relations)
 
 
 def _backwards(caption: Statement) -> Statement:

@@ -1,19 +1,22 @@
 """Making: an example from its seed, split and index: the scene, what is shown of it and what is said of it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Literal
+
+from PIL import Image
 
 from alignlab.batch import Box, Content, Example, Foil, Point, Question, Turn
 from alignlab.data.base import Split
 from alignlab.data.scenes import language
 from alignlab.data.scenes.corruption import NoiseSource, contradict, pad, worsen
 from alignlab.data.scenes.foils import make_foils
-from alignlab.data.scenes.language import Word
+from alignlab.data.scenes.language import Statement, Word
 from alignlab.data.scenes.lexicon import PLAIN, Voice, invented, with_synonyms
 from alignlab.data.scenes.picture import Rendering, box, center, render
-from alignlab.data.scenes.questions import ask, existence, said, wrong_answer
+from alignlab.data.scenes.questions import ask, existence, said, wrong_answers
+from alignlab.data.scenes.searches import Material, Search, search
 from alignlab.data.scenes.world import RUN, Scene, draw, pick, redraw
 
 Task = Literal["caption", "question", "text", "reading"]
@@ -46,6 +49,9 @@ class World:
             return redraw(self.scene(split, index - index % RUN)[0], random), True
         return draw(split, self.num_objects, random, co_occurrence=bias), False
 
+    def draw(self, scene: Scene) -> Image.Image:
+        return render(scene, self.image_size, self.rendering, self.backgrounds)
+
 
 @dataclass(frozen=True)
 class Telling:
@@ -56,6 +62,8 @@ class Telling:
     """
 
     tasks: tuple[Task, ...]
+    searches: tuple[Search, ...]
+    instructions: bool
     caption_length: Literal["long", "short"]
     caption_noise: float
     noise_source: NoiseSource
@@ -71,15 +79,30 @@ class Telling:
         foreign = self.language == "invented" or (mixed and random.random() < 0.5)
         return with_synonyms(invented() if foreign else PLAIN, synonyms, random)
 
+    def asked(self, say: Callable[[str], str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """What follows a picture, and what a caption, when it is embedded."""
+        if not self.instructions:
+            return (), ()
+        return (say(language.IMAGE_INSTRUCTION),), (say(language.CAPTION_INSTRUCTION),)
+
+    def captions(self, shown: tuple[str, ...], canonical: str, voice: Voice, split: Split) -> tuple[str, ...]:
+        """Right captions in this voice, and where languages mix, the canonical one in the other language."""
+        if self.language != "both" or split != "train":
+            return shown
+        return (*shown, (PLAIN if voice.nouns_first else invented()).say(canonical))
+
+    def statement(self, scene: Scene, split: Split) -> tuple[Statement, Sequence[int]]:
+        """What a caption tells, and of which objects."""
+        if split == "train" and self.caption_length == "short":
+            statement, thing = language.summarize(scene)
+            return statement, (thing,)
+        return language.describe(scene), range(len(scene.things))
+
     def caption(self, scene: Scene, split: Split, random: Random) -> list[Word]:
         """A training caption with all that is wrong with it; the other splits hear the canonical one."""
-        statement, things = language.describe(scene), range(len(scene.things))
+        words = language.spell(*self.statement(scene, split))
         if split != "train":
-            return language.spell(statement, things)
-        if self.caption_length == "short":
-            statement, thing = language.summarize(scene)
-            things = (thing,)
-        words = language.spell(statement, things)
+            return words
         if self.caption_noise:
             words = contradict(words, scene, self.caption_noise, self.noise_source, random)
         return pad(words, self.filler, random) if self.filler else words
@@ -128,17 +151,18 @@ class SceneExamples(Sequence[Example]):
         told = self.telling.caption(scene, self.split, noise)
         aim = pick(captions, noise) if is_duplicate else " ".join([word.text for word in told])
         asked, answer, worse = self._conversation(task, question, told, scene, noise)
-        answer, prompt, instruction = voice.words(answer), say(asked), say(language.CAPTION_INSTRUCTION)
+        answer, prompt = voice.words(answer), say(asked)
+        to_image, to_caption = self.telling.asked(say)
         seen = task not in UNSEEN
         size = self.world.image_size
-        image = render(scene, size, self.world.rendering, self.world.backgrounds)
-        return Example(
+        image = self.world.draw(scene)
+        example = Example(
             id,
             conversation=_turns((image, prompt) if seen else (prompt,), answer),
-            query=(image, say(language.IMAGE_INSTRUCTION)),
-            target=(say(aim), instruction),
-            negatives=tuple([(foil.false, instruction) for foil in twins]),
-            captions=shown,
+            query=(image, *to_image),
+            target=(say(aim), *to_caption),
+            negatives=tuple([(foil.false, *to_caption) for foil in twins]),
+            captions=self.telling.captions(shown, captions[0], voice, self.split),
             embedding=language.meaning(scene),
             foils=foils,
             questions=said(questions, say),
@@ -152,6 +176,13 @@ class SceneExamples(Sequence[Example]):
             source="scenes",
             truth={"scene": scene, "negative_kinds": tuple([foil.kind for foil in twins])},
         )
+        if self.telling.searches == ("caption",):
+            return example
+        # A duplicate's caption may be any, also the one that says no sizes.
+        least = language.sizeless(canonical) if is_duplicate else self.telling.statement(scene, self.split)[0]
+        material = Material(example, scene, least, self.split, say, self.world.draw, self.world.num_objects[1])
+        chance = Random(f"{key}/search")
+        return search(pick(self.telling.searches, chance), material, chance)
 
     def _conversation(
         self, task: Task, question: Question, told: list[Word], scene: Scene, random: Random
@@ -164,7 +195,7 @@ class SceneExamples(Sequence[Example]):
             worse = worsen(told, scene, source, random)
             return language.CAPTION_PROMPT, told, " ".join([word.text for word in worse])
         prompt = f"{language.describe(scene)} {question.text}" if task == "reading" else question.text
-        return prompt, _words(question.answer), wrong_answer(question, scene, random)
+        return prompt, _words(question.answer), pick(wrong_answers(question, scene), random)
 
 
 def _words(answer: str) -> list[Word]:

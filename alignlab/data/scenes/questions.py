@@ -125,13 +125,13 @@ ANSWERS: dict[str, Sequence[str]] = {
 }
 
 
-def wrong_answer(question: Question, scene: Scene, random: Random) -> str:
-    """Another answer of the kind."""
+def wrong_answers(question: Question, scene: Scene) -> list[str]:
+    """The other answers of the kind."""
     answers = [answer for answer in ANSWERS[question.kind] if answer != question.answer]
     if question.kind == "color":
         shape = question.text.split()[-2]
         answers = [color for color in answers if may_say((shape, color), scene)]
-    return pick(answers, random)
+    return answers
 
 
 def said(questions: Sequence[Question], say: Callable[[str], str]) -> tuple[Question, ...]:
