@@ -3,8 +3,18 @@
 from pathlib import Path
 
 import torch
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    CLIPConfig,
+    CLIPProcessor,
+    SiglipConfig,
+    SiglipProcessor,
+)
 
 from alignlab.backbones.locations import locate
 
@@ -23,6 +33,30 @@ def write_tiny(folder: Path, *, layers: int = 1, dropout: float = 0.0) -> None:
         part.attention_dropout = dropout
     AutoModelForImageTextToText.from_config(config).save_pretrained(folder)
     AutoProcessor.from_pretrained(start).save_pretrained(folder)
+
+
+def write_tiny_dual(folder: Path, config: CLIPConfig | SiglipConfig) -> None:
+    """Write a random CLIP or SigLIP with the lab's words and pictures, as a directory that ``DualEncoder`` reads.
+
+    Args:
+        config: Shapes; what depends on the lab is set here.
+    """
+    lab = AutoProcessor.from_pretrained(locate("scenes-parts"))
+    tokenizer = lab.tokenizer
+    end = tokenizer.eos_token
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"$A {end}", special_tokens=[(end, tokenizer.eos_token_id)]
+    )
+    tokenizer.chat_template = None
+    config.text_config.vocab_size = len(tokenizer)
+    config.text_config.eos_token_id, config.text_config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+    config.vision_config.image_size, config.vision_config.patch_size = (
+        lab.image_processor.size["height"],
+        lab.patch_size,
+    )
+    AutoModel.from_config(config).save_pretrained(folder)
+    kind = CLIPProcessor if isinstance(config, CLIPConfig) else SiglipProcessor
+    kind(image_processor=lab.image_processor, tokenizer=tokenizer).save_pretrained(folder)
 
 
 def make_exact(model: nn.Module) -> None:
