@@ -6,13 +6,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText
 
 from alignlab.backbones.composed import ComposedTowers, is_composed
-from alignlab.modules import TextAdapter
+from alignlab.backbones.kinds import is_generative
 from alignlab.backbones.parted import PARTS, Attention, Dtype, Part, Parted
-from alignlab.backbones.towers import JoinedTowers, Towers
+from alignlab.backbones.reading import read_config, read_model
+from alignlab.backbones.towers import WHAT, JoinedTowers, Towers
 from alignlab.batch import Tokens
 from alignlab.functional import normalize
+from alignlab.modules import TextAdapter
 
 
 class DualEncoder(Parted):
@@ -24,7 +27,7 @@ class DualEncoder(Parted):
     Args:
         path: Name of a packaged checkpoint, a directory, or a hub name.
         fresh: Parts to start from random weights, drawn from torch's global generator.
-        take: Parts to take from other dual encoders of the same shape, part -> path.
+        take: Parts to take from other backbones of the same shape, part -> path.
         text_tower: A directory whose language model reads the texts, instead of a text tower of ``path``.
         dtype: The parameters' type.
         attention: The attention implementation of transformers.
@@ -50,7 +53,7 @@ class DualEncoder(Parted):
         settings = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
         self.model = self._made(path, text_tower, settings, fresh)
         for part, donor in (take or {}).items():
-            self.transplant(_towers(donor, settings).parts, (part,), f"take from {donor}")
+            self.transplant(_donor(donor, settings), (part,), f"take from {donor}")
         self.encoder = self.model.encoder(max_length)
         self.train()
 
@@ -118,10 +121,20 @@ class DualEncoder(Parted):
         return self.text_adapter(embeddings)
 
     def save(self, folder: Path | str, *, dtype: Dtype | None = None) -> None:
-        """Write a directory that is read again (safetensors), in ``dtype`` if given; plain transformers loads a CLIP's."""
+        """Write a directory (safetensors) that is read again, in ``dtype`` if given; transformers loads a CLIP, too."""
         self.model.save(folder, dtype)
 
 
 def _towers(path: str, settings: dict[str, Any], *, random: bool = False) -> Towers:
-    kind = ComposedTowers if is_composed(path) else JoinedTowers
-    return kind.load(path, settings, random=random)
+    if is_composed(path):
+        return ComposedTowers.load(path, settings, random=random)
+    return JoinedTowers.load(path, settings, random=random)
+
+
+def _donor(path: str, settings: dict[str, Any]) -> dict[str, nn.ModuleList]:
+    """The parts of another backbone; a vision-language model has a vision tower to give, and a language model."""
+    if is_composed(path) or not is_generative(read_config(path, what=WHAT)):
+        return _towers(path, settings).parts
+    model = read_model(AutoModelForImageTextToText, path, settings, what="vision-language model")
+    towers = {"vision_tower": model.get_encoder(modality="image"), "language_model": model.get_decoder()}
+    return {name: nn.ModuleList([tower]) for name, tower in towers.items()}

@@ -33,5 +33,6 @@ def locate(path: str, *, key: str = "path") -> str:
     near = difflib.get_close_matches(path, packaged(), n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise InputError(
-        f"backbone.{key}: there is no directory {path!r}, and the packaged checkpoints are {', '.join(packaged())}{hint}"
+        f"backbone.{key}: there is no directory {path!r}, and the packaged checkpoints are "
+        f"{', '.join(packaged())}{hint}"
     )

@@ -40,6 +40,8 @@ class Parted(nn.Module):
             InputError: They are of another shape.
         """
         for part in parts:
+            if part not in donor:
+                raise InputError(f"backbone: {who}: that has no {part} to give to {self.path}")
             try:
                 self.parts[part].load_state_dict(donor[part].state_dict())
             except RuntimeError as error:

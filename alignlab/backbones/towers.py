@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoProcessor
 
 from alignlab.backbones.contents import ContentEncoder, PlainTexts, padding_id
+from alignlab.backbones.kinds import is_dual
 from alignlab.backbones.locations import locate
 from alignlab.backbones.parted import Dtype
-from alignlab.backbones.reading import random_model, read_model
+from alignlab.backbones.reading import random_model, read_config, read_model
+from alignlab.errors import InputError
 from alignlab.functional import upcast
 
 WHAT = "dual encoder"
@@ -68,6 +70,11 @@ class JoinedTowers(Towers):
     @classmethod
     def load(cls, path: str, settings: dict[str, Any], *, random: bool) -> Self:
         """Read a directory, or draw a model of its config."""
+        if not is_dual(config := read_config(path, what=WHAT)):
+            raise InputError(
+                f"backbone.path: {path} is a {config.model_type}, no dual encoder; with backbone.text_tower its vision "
+                "tower can be put beside a language model"
+            )
         make = random_model if random else read_model
         model, processor = make(AutoModel, path, settings, what=WHAT), AutoProcessor.from_pretrained(locate(path))
         towers = cls(model, processor)

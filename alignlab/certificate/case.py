@@ -70,6 +70,8 @@ class Case:
         for module in replica.modules():
             if hasattr(module, "attention_dropout"):
                 module.attention_dropout = dropout
+            if hasattr(module, "config") and isinstance(getattr(module, "dropout", None), float):
+                module.dropout = dropout  # the attention of CLIP calls it so
             if isinstance(module, nn.modules.dropout._DropoutNd) and not dropout:
                 module.p = 0.0
             if isinstance(module, Contrastive):

@@ -24,7 +24,8 @@ def certify_named(name: str, overrides: Sequence[str]) -> Certificate:
     """Certify the objective of a config file, or one by its name or class path with its settings.
 
     Args:
-        name: Of a config, the objective, data and adapter count, and whether the backbone is a dual encoder; without one, the examples are the lab's.
+        name: Of a config, the objective, data and adapter count, and whether the backbone is a dual encoder; without
+            one, the examples are the lab's.
         overrides: Settings, as ``objective.scale=20``.
 
     Raises:

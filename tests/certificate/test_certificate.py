@@ -6,13 +6,18 @@ import broken
 import pytest
 
 from alignlab import certify
-from alignlab.objectives import MLE, InfoNCE, Mixture, UniME
+from alignlab.objectives import CLIP, LLM2CLIP, MLE, InfoNCE, Mixture, SigLIP, UniME
 
 SHIPPED = {
     "MLE": MLE,
     "InfoNCE": InfoNCE,
     "InfoNCE, one way": partial(InfoNCE, symmetric=False, learn_scale=False, label_smoothing=0.1),
     "UniME": partial(UniME, num_hard=3, margin=0.0),
+    "CLIP": CLIP,
+    "CLIP, two towers": CLIP,
+    "SigLIP": SigLIP,
+    "SigLIP, two towers": partial(SigLIP, init_bias=-2.0, max_scale=100.0),
+    "LLM2CLIP, two towers": partial(LLM2CLIP, label_smoothing=0.1),
     "Mixture": partial(Mixture, parts={"likelihood": MLE, "contrast": InfoNCE}, weights={"contrast": 0.5}),
 }
 IN_CHILDREN = ("processes", "resume", "seeds")
@@ -20,14 +25,14 @@ IN_CHILDREN = ("processes", "resume", "seeds")
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_objective_holds(name, examples):
-    certificate = certify(SHIPPED[name], examples, children=False)
+    certificate = certify(SHIPPED[name], examples, children=False, dual="two towers" in name)
     assert certificate.holds, [finding for finding in certificate.findings if finding.verdict == "fails"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_objective_holds_in_processes_of_its_own(name, examples):
-    certificate = certify(SHIPPED[name], examples)
+    certificate = certify(SHIPPED[name], examples, dual="two towers" in name)
     assert certificate.holds, [finding for finding in certificate.findings if finding.verdict == "fails"]
     assert {finding.property for finding in certificate.findings} > set(IN_CHILDREN)
 
