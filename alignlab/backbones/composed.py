@@ -156,9 +156,9 @@ class ComposedTowers(Towers):
         self.language_model.gradient_checkpointing_enable()
 
 
-def is_composed(path: str) -> bool:
+def is_composed(path: str, *, key: str = "path") -> bool:
     """Whether a directory holds what ``ComposedTowers.save`` writes."""
-    return model_type(path) == MODEL_TYPE
+    return model_type(path, key=key) == MODEL_TYPE
 
 
 def _vision(path: str, settings: dict[str, Any], *, random: bool) -> tuple[Any, nn.Linear | None, Any]:
@@ -183,7 +183,7 @@ def _vision(path: str, settings: dict[str, Any], *, random: bool) -> tuple[Any, 
 def _text(path: str, settings: dict[str, Any], *, random: bool) -> tuple[Any, Any, bool]:
     """A directory's language model, its tokenizer with its chat template, and whether that takes parts."""
     make, key = random_model if random else read_model, "text_tower"
-    config = None if is_composed(path) else read_config(path, what="language model", key=key)
+    config = None if is_composed(path, key=key) else read_config(path, what="language model", key=key)
     if config is not None and is_generative(config):
         model = make(AutoModelForImageTextToText, path, settings, what="vision-language model", key=key)
         processor = AutoProcessor.from_pretrained(locate(path, key=key))

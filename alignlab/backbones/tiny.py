@@ -55,7 +55,9 @@ def write_tiny_dual(folder: Path, kind: type[CLIPConfig | SiglipConfig | Siglip2
     else:
         settings, processor = {}, SiglipProcessor
         text["projection_size"] = shape["hidden_size"]
-        tokenizer.model_input_names = ["input_ids"]  # as those of the released models: padding is read, too
+        tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names = [
+            "input_ids"
+        ]  # as those of the released models: padding is read, too
     if kind is Siglip2Config:
         processor, vision["num_patches"] = Siglip2Processor, 36
         pictures = Siglip2ImageProcessorPil(patch_size=lab.patch_size, max_num_patches=36)

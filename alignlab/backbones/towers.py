@@ -133,6 +133,8 @@ class JoinedTowers(Towers):
 
     def save(self, folder: Path | str, dtype: Dtype | None) -> None:
         self.model.save_pretrained(folder, state_dict=in_type(self.model.state_dict(), dtype))
+        tokenizer = self.processor.tokenizer
+        tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names  # which transformers may forget
         self.processor.save_pretrained(folder)
 
     def gradient_checkpointing_enable(self) -> None:

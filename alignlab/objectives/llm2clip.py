@@ -25,7 +25,8 @@ class LLM2CLIP(CLIP):
     (``Example.target``); the official code takes the short or the long one with probability 1/2.
 
     Args:
-        precomputed: Read e from the data (``embedding``) instead of the language model, which then is never run.
+        precomputed: Read e from the data (``embedding``) instead of the language model, which then is run for texts in
+            queries alone.
         scale: As in ``CLIP``.
         max_scale: As in ``CLIP``.
         label_smoothing: In [0, 1); the official script takes it, but never uses it.

@@ -64,7 +64,9 @@ class TestPretrained:
     def test_pictures_are_what_transformers_makes_of_them(self, path):
         backbone, shown = open_backbone(path), pictures(3)
         model, processor = AutoModel.from_pretrained(path), AutoProcessor.from_pretrained(path)
-        official = model.get_image_features(**processor(images=shown, return_tensors="pt")).pooler_output
+        official = model.get_image_features(
+            **processor.image_processor(images=shown, return_tensors="pt")
+        ).pooler_output
         torch.testing.assert_close(embed(backbone, *[(each,) for each in shown]), official)
 
     def test_texts_are_what_transformers_makes_of_them_padded_as_it_was_trained(self, path):
@@ -104,6 +106,7 @@ class TestPretrained:
             backbone.logit_scale.fill_(4.7215)
         backbone.save(tmp_path / "saved")
         again = open_backbone(str(tmp_path / "saved"))
+        assert again.encoder.tokenizer.model_input_names == backbone.encoder.tokenizer.model_input_names
         assert again.state_dict().keys() == backbone.state_dict().keys()
         assert all(torch.equal(value, again.state_dict()[name]) for name, value in backbone.state_dict().items())
         contents = [(pictures(1)[0],), (TEXTS[0],)]
