@@ -195,7 +195,7 @@ class Tokens:
         for key, value in self.vision.items():
             if not isinstance(value, Tensor | list):
                 vision[key] = value
-            elif isinstance(value, Tensor) and value.shape[:2] == self.input_ids.shape:
+            elif isinstance(value, Tensor) and value.shape[:2] == self.input_ids.shape and not key.startswith("pixel_"):
                 vision[key] = value[rows, columns]
             elif len(value) == num_pictures and (len(value) != len(self) or key.startswith(PICTURES)):
                 vision |= _chosen(key, value, pictures)

@@ -3,8 +3,8 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from alignlab.backbones import PARTS, Backbone
-from alignlab.backbones.backbone import Part
+from alignlab.backbones import PARTS
+from alignlab.backbones.parted import Part, Parted
 from alignlab.errors import InputError
 
 
@@ -12,7 +12,7 @@ class Adapter(ABC):
     """Which of a backbone's weights train; an axis of its own, crossing with every objective."""
 
     @abstractmethod
-    def apply(self, backbone: Backbone) -> None:
+    def apply(self, backbone: Parted) -> None:
         """Change the backbone in place, before the optimizer is made."""
 
 
@@ -29,6 +29,6 @@ class Full(Adapter):
             raise InputError(f"Full needs one or more of {', '.join(PARTS)}, got {came}")
         self.parts = tuple(parts)
 
-    def apply(self, backbone: Backbone) -> None:
+    def apply(self, backbone: Parted) -> None:
         for parameter, part in backbone.part_of():
             parameter.requires_grad_(part in self.parts)

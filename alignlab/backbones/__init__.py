@@ -1,7 +1,22 @@
-"""What is being aligned: one interface over Hugging Face vision-language models."""
+"""What is being aligned: one interface over Hugging Face vision-language models and dual encoders."""
 
-from alignlab.backbones.backbone import PARTS, Backbone, Output
+from alignlab.backbones.backbone import Backbone, Output
+from alignlab.backbones.contents import ContentEncoder
+from alignlab.backbones.dual import DualEncoder
 from alignlab.backbones.encoding import Encoder
 from alignlab.backbones.locations import locate, packaged
+from alignlab.backbones.opening import open_backbone, open_encoder
+from alignlab.backbones.parted import PARTS
 
-__all__ = ["PARTS", "Backbone", "Encoder", "Output", "locate", "packaged"]
+__all__ = [
+    "PARTS",
+    "Backbone",
+    "ContentEncoder",
+    "DualEncoder",
+    "Encoder",
+    "Output",
+    "locate",
+    "open_backbone",
+    "open_encoder",
+    "packaged",
+]

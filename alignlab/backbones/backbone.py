@@ -1,27 +1,20 @@
 """Backbone: one interface over the vision-language models of transformers."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from inspect import signature
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText
 
 from alignlab.backbones.encoding import Encoder
-from alignlab.backbones.locations import locate
+from alignlab.backbones.parted import PARTS, Attention, Dtype, Part, Parted
+from alignlab.backbones.reading import random_model, read_model
 from alignlab.batch import Tokens
-from alignlab.errors import InputError
-
-PARTS = ("vision_tower", "projector", "language_model")
-Part = Literal["vision_tower", "projector", "language_model"]
-Dtype = Literal["float32", "bfloat16", "float16", "float64"]
-UNREADABLE = (OSError, ValueError, ImportError)
-"""What transformers raises for a missing file, another kind of model, or an attention that is not installed."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +30,7 @@ class Output:
     hidden: Tensor
 
 
-class Backbone(nn.Module):
+class Backbone(Parted):
     """A vision-language model: vision tower, projector and language model, with its processor.
 
     Any directory that ``AutoModelForImageTextToText`` and ``AutoProcessor`` load; parts, placeholders and
@@ -55,6 +48,10 @@ class Backbone(nn.Module):
         InputError: The directory is missing or holds no such model, or a part does not fit.
     """
 
+    logit_scale = None
+    logit_bias = None
+    """The logarithm of the scale, and the bias, that its cosines were trained with: it has none."""
+
     def __init__(
         self,
         path: str = "scenes-parts",
@@ -62,7 +59,7 @@ class Backbone(nn.Module):
         fresh: Sequence[Part] = (),
         take: Mapping[Part, str] | None = None,
         dtype: Dtype = "float32",
-        attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa",
+        attention: Attention = "sdpa",
         max_length: int | None = None,
     ) -> None:
         super().__init__()
@@ -70,9 +67,9 @@ class Backbone(nn.Module):
         settings = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
         self.model = _load(path, settings) if set(fresh) != set(PARTS) else _random(path, settings)
         if fresh and set(fresh) != set(PARTS):
-            self._transplant(_random(path, settings), fresh, "fresh")
+            self.transplant(_parts(_random(path, settings)), fresh, "fresh")
         for part, donor in (take or {}).items():
-            self._transplant(_load(donor, settings), (part,), f"take from {donor}")
+            self.transplant(_parts(_load(donor, settings)), (part,), f"take from {donor}")
         self.encoder = Encoder.load(path, max_length=max_length)
         self.train()  # transformers loads models in evaluation mode
         self._shares_features = "mm_encoder_outputs" in signature(self.model.forward).parameters
@@ -81,15 +78,6 @@ class Backbone(nn.Module):
     def parts(self) -> dict[str, nn.ModuleList]:
         """The modules of each part; the projector is what stands between the vision tower and the decoder."""
         return _parts(self.model)
-
-    def part_of(self) -> Iterator[tuple[nn.Parameter, str]]:
-        """Every parameter with the name of its part, each once."""
-        seen = set()
-        for name, modules in self.parts.items():
-            for parameter in modules.parameters():
-                if id(parameter) not in seen:
-                    seen.add(id(parameter))
-                    yield parameter, name
 
     @property
     def device(self) -> torch.device:
@@ -162,34 +150,13 @@ class Backbone(nn.Module):
         cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
-    def _transplant(self, donor: Any, parts: Sequence[Part], who: str) -> None:
-        for part in parts:
-            try:
-                self.parts[part].load_state_dict(_parts(donor)[part].state_dict())
-            except RuntimeError as error:
-                raise InputError(f"backbone: {who}: the {part} does not fit {self.path}: {error}") from None
-
 
 def _load(path: str, settings: dict[str, Any]) -> Any:
-    folder = locate(path)
-    try:
-        return AutoModelForImageTextToText.from_pretrained(folder, use_safetensors=True, **settings)
-    except SafetensorError as error:
-        raise InputError(f"backbone.path: the weights in {path} cannot be read: {error}") from None
-    except UNREADABLE as error:
-        raise InputError(_unreadable(path, error)) from None
-
-
-def _unreadable(path: str, error: Exception) -> str:
-    return f"backbone.path: {path} cannot be read as a vision-language model: {str(error).strip().splitlines()[0]}"
+    return read_model(AutoModelForImageTextToText, path, settings, what="vision-language model")
 
 
 def _random(path: str, settings: dict[str, Any]) -> Any:
-    try:
-        config = AutoConfig.from_pretrained(locate(path))
-        return AutoModelForImageTextToText.from_config(config, **settings)
-    except UNREADABLE as error:
-        raise InputError(_unreadable(path, error)) from None
+    return random_model(AutoModelForImageTextToText, path, settings, what="vision-language model")
 
 
 def _parts(model: Any) -> dict[str, nn.ModuleList]:

@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
+from alignlab.backbones.batching import Batching
 from alignlab.backbones.locations import locate
 from alignlab.backbones.pictures import open_image
 from alignlab.backbones.ragged import aligned, join, pad, tensor
@@ -19,10 +20,6 @@ Segment = tuple[str, bool]
 """A stretch of rendered text and whether it is trained on."""
 
 
-FIELDS = ("conversation", "query", "target", "rejected", "roles", "captions", "embedding")
-"""Sequences that every example must fill; negatives may be missing, and an example need not be of a group."""
-
-
 @dataclass(frozen=True)
 class _Row:
     """One sample before tokenization: rendered text in stretches, and its pictures in order."""
@@ -32,7 +29,7 @@ class _Row:
     images: list[Part]
 
 
-class Encoder:
+class Encoder(Batching):
     """Turns conversations and contents into ``Tokens`` with a Hugging Face processor and its chat template.
 
     A conversation is tokenized in stretches (prompt, answer, prompt, ...), so that an answer's tokens follow exactly
@@ -47,6 +44,9 @@ class Encoder:
         padding_side: Where training sequences are padded; prompts for generation are always padded on the left.
     """
 
+    kind = "a vision-language model"
+    sequences = (*Batching.sequences, "conversation", "rejected", "roles")
+
     def __init__(
         self,
         processor: Any,
@@ -60,6 +60,7 @@ class Encoder:
         if processor.tokenizer.chat_template is None and processor.chat_template is None:
             raise InputError("the backbone's processor has no chat template; add chat_template.jinja to its directory")
         self.processor, self.tokenizer = processor, processor.tokenizer
+        self.image_processor = processor.image_processor
         self.image_token_id = image_token_id
         self.max_length, self.padding_side = max_length, padding_side
         self.pad_id = (
@@ -92,43 +93,21 @@ class Encoder:
         """
         if "roles" in sequences and "conversation" not in sequences:
             raise InputError("roles are along the tokens of the conversation; what requires roles requires it, too")
-        parts: dict[str, Any] = {}
-        for name in sequences:
-            if lacking := [e.id for e in examples if name in FIELDS and not getattr(e, name)]:
-                raise InputError(f"example {lacking[0]!r} has no {name}, which is required of every example")
-            match name:
-                case "conversation" if "roles" in sequences:
-                    parts[name], words = self.words([(e.id, e.conversation) for e in examples])
-                    parts["roles"] = token_roles(examples, words)
-                case "conversation":
-                    parts[name] = self.conversations([(e.id, e.conversation) for e in examples])
-                case "roles":
-                    pass  # made with the conversation
-                case "group":
-                    parts["groups"] = tuple(e.group for e in examples)
-                case "rejected":
-                    parts[name] = self.conversations(
-                        [(e.id, (*e.conversation[:-1], Turn("assistant", e.rejected))) for e in examples]
-                    )
-                case "query":
-                    parts[name] = self.contents([e.query for e in examples])
-                case "target":
-                    parts[name] = self.contents([e.target for e in examples])
-                case "negatives":
-                    negatives = [negative for e in examples for negative in e.negatives]
-                    parts[name] = self.contents(negatives) if negatives else None
-                    parts["num_negatives"] = torch.tensor([len(e.negatives) for e in examples])
-                case "captions":
-                    parts[name] = self.contents([e.phrased(caption) for e in examples for caption in e.captions])
-                    parts["num_captions"] = torch.tensor([len(e.captions) for e in examples])
-                case "embedding":
-                    parts[name] = _stacked(examples)
-                case _:
-                    raise InputError(
-                        f"a Batch has no sequence {name!r}; it has conversation, query, target, rejected, negatives, "
-                        "captions, embedding, roles, group"
-                    )
-        return Batch(ids=tuple(e.id for e in examples), **parts)
+        return super().batch(examples, sequences)
+
+    def sequence(self, name: str, examples: Sequence[Example], among: Sequence[str]) -> dict[str, Any]:
+        match name:
+            case "conversation" if "roles" in among:
+                return {}  # made with the roles
+            case "roles":
+                conversation, words = self.words([(e.id, e.conversation) for e in examples])
+                return {"conversation": conversation, name: token_roles(examples, words)}
+            case "conversation":
+                return {name: self.conversations([(e.id, e.conversation) for e in examples])}
+            case "rejected":
+                turns = [(e.id, (*e.conversation[:-1], Turn("assistant", e.rejected))) for e in examples]
+                return {name: self.conversations(turns)}
+        return super().sequence(name, examples, among)
 
     def conversations(self, conversations: Sequence[tuple[str, tuple[Turn, ...]]]) -> Tokens:
         """Encode whole conversations, each with its id, labels on the assistant's turns."""
@@ -286,17 +265,6 @@ def image_token_id(config: Any) -> int:
     raise InputError(
         f"{type(config).__name__} names no image token, so this is not a vision-language model alignlab can read"
     )
-
-
-def _stacked(examples: Sequence[Example]) -> Tensor:
-    """The embeddings (B, E) of examples."""
-    width = len(examples[0].embedding)
-    if odd := [e for e in examples if len(e.embedding) != width]:
-        raise InputError(
-            f"the embedding of example {odd[0].id!r} has {len(odd[0].embedding)} numbers, that of {examples[0].id!r} "
-            f"has {width}; embeddings of one teacher are of one width"
-        )
-    return torch.tensor([e.embedding for e in examples])
 
 
 def _images(turns: Sequence[Turn]) -> list[Part]:

@@ -3,8 +3,21 @@
 from pathlib import Path
 
 import torch
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    CLIPConfig,
+    CLIPProcessor,
+    Siglip2Config,
+    Siglip2ImageProcessorPil,
+    Siglip2Processor,
+    SiglipConfig,
+    SiglipProcessor,
+)
 
 from alignlab.backbones.locations import locate
 
@@ -23,6 +36,34 @@ def write_tiny(folder: Path, *, layers: int = 1, dropout: float = 0.0) -> None:
         part.attention_dropout = dropout
     AutoModelForImageTextToText.from_config(config).save_pretrained(folder)
     AutoProcessor.from_pretrained(start).save_pretrained(folder)
+
+
+def write_tiny_dual(folder: Path, kind: type[CLIPConfig | SiglipConfig | Siglip2Config]) -> None:
+    """Write a random CLIP or SigLIP with the lab's words and pictures, as a directory that ``DualEncoder`` reads."""
+    lab = AutoProcessor.from_pretrained(locate("scenes-parts"))
+    tokenizer, pictures = lab.tokenizer, lab.image_processor
+    end = (tokenizer.eos_token, tokenizer.eos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"$A {end[0]}", special_tokens=[end])
+    tokenizer.chat_template = None
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    text = {**shape, **ids, "vocab_size": len(tokenizer), "max_position_embeddings": 40}
+    vision = {**shape, "patch_size": lab.patch_size, "image_size": pictures.size["height"]}
+    processor = CLIPProcessor
+    if kind is CLIPConfig:
+        settings = {"projection_dim": 24}
+    else:
+        settings, processor = {}, SiglipProcessor
+        text["projection_size"] = shape["hidden_size"]
+        tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names = [
+            "input_ids"
+        ]  # as those of the released models: padding is read, too
+    if kind is Siglip2Config:
+        processor, vision["num_patches"] = Siglip2Processor, 36
+        pictures = Siglip2ImageProcessorPil(patch_size=lab.patch_size, max_num_patches=36)
+    config = kind(text_config=text, vision_config=vision, **settings)
+    AutoModel.from_config(config).save_pretrained(folder)
+    processor(image_processor=pictures, tokenizer=tokenizer).save_pretrained(folder)
 
 
 def make_exact(model: nn.Module) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from alignlab.adapters import Adapter
-from alignlab.backbones import Backbone
+from alignlab.backbones import Backbone, open_backbone
 from alignlab.backbones.tiny import make_exact, write_tiny
 from alignlab.batch import Batch, Example
 from alignlab.objectives import Contrastive, Objective
@@ -70,6 +70,8 @@ class Case:
         for module in replica.modules():
             if hasattr(module, "attention_dropout"):
                 module.attention_dropout = dropout
+            if hasattr(module, "config") and isinstance(getattr(module, "dropout", None), float):
+                module.dropout = dropout  # the attention of CLIP calls it so
             if isinstance(module, nn.modules.dropout._DropoutNd) and not dropout:
                 module.p = 0.0
             if isinstance(module, Contrastive):
@@ -82,11 +84,16 @@ class Case:
 
 
 def make_case(
-    make: Callable[[Backbone], Objective], examples: Sequence[Example], folder: Path, adapter: Adapter
+    make: Callable[[Backbone], Objective], examples: Sequence[Example], folder: Path, adapter: Adapter, *, dual: bool
 ) -> Case:
-    """Give an objective its tiny model. Draws from torch's global generator."""
+    """Give an objective its tiny model. Draws from torch's global generator.
+
+    Args:
+        dual: A dual encoder of the tiny model's towers, instead of the model itself.
+    """
     write_tiny(folder / "tiny", layers=2)
-    backbone = Backbone(str(folder / "tiny"), dtype="float64")
+    path = str(folder / "tiny")
+    backbone = open_backbone(path, text_tower=path if dual else None, dtype="float64")
     make_exact(backbone.model)
     adapter.apply(backbone)
     return Case(make(backbone).double(), list(examples), folder)

@@ -44,6 +44,7 @@ def certify(
     *,
     adapter: Adapter | None = None,
     children: bool = True,
+    dual: bool = False,
 ) -> Certificate:
     """Show that an objective is equal to itself, on a tiny random model in float64.
 
@@ -56,6 +57,7 @@ def certify(
         objective: A class, or a partial of one with its settings; a class that can be imported by its name.
         examples: At least 6, with what the objective requires, of unequal lengths.
         adapter: What trains of the model; None: all but the vision tower.
+        dual: The tiny model is a dual encoder, of a vision tower and a language model, instead of a LLaVA.
         children: Also check what takes processes of their own: ``processes``, ``resume`` and ``seeds``.
 
     A script calls it under ``if __name__ == "__main__":``, as the processes import the script.
@@ -72,7 +74,7 @@ def certify(
             preload()
         torch.manual_seed(0)
         trained = adapter or Full(parts=("projector", "language_model"))
-        case = make_case(objective, examples[:NUM_EXAMPLES], Path(folder), trained)
+        case = make_case(objective, examples[:NUM_EXAMPLES], Path(folder), trained, dual=dual)
         case.batch()  # raises an InputError if the examples lack something
         if children:
             _check_sendable(case.objective)

@@ -8,11 +8,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from alignlab.backbones.opening import embeds_only
 from alignlab.certificate.certify import NUM_EXAMPLES, certify
 from alignlab.certificate.findings import Certificate
 from alignlab.experiment.config import describe_objectives, instantiate, resolve_file
 
-SETTINGS = {"Mixture": ["objective.parts={likelihood: MLE, contrast: InfoNCE}"]}
+SETTINGS = {
+    "Mixture": ["objective.parts={likelihood: MLE, contrast: InfoNCE}"],
+    "LLM2CLIP": ["backbone.text_tower=scenes-parts"],
+}
 """Of shipped objectives that cannot do without."""
 
 
@@ -20,7 +24,8 @@ def certify_named(name: str, overrides: Sequence[str]) -> Certificate:
     """Certify the objective of a config file, or one by its name or class path with its settings.
 
     Args:
-        name: Of a config, the objective, data and adapter count; without one, the examples are the lab's.
+        name: Of a config, the objective, data and adapter count, and whether the backbone is a dual encoder; without
+            one, the examples are the lab's.
         overrides: Settings, as ``objective.scale=20``.
 
     Raises:
@@ -33,7 +38,8 @@ def certify_named(name: str, overrides: Sequence[str]) -> Certificate:
     experiment = instantiate({**config, "stages": {}})
     examples = experiment.data.filled("train")
     first = [examples[index] for index in range(min(NUM_EXAMPLES, len(examples)))]
-    return certify(experiment.make_objective, first, adapter=experiment.adapter)
+    dual = embeds_only(**{name: experiment.backbone[name] for name in ("path", "text_tower")})
+    return certify(experiment.make_objective, first, adapter=experiment.adapter, dual=dual)
 
 
 def run(names: Sequence[str], overrides: Sequence[str], *, as_json: bool) -> int:

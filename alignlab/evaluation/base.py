@@ -69,6 +69,9 @@ class Evaluator(ABC):
     requires: ClassVar[tuple[str, ...]]
     """The fields of ``Example`` that it reads."""
 
+    generative: ClassVar[bool] = True
+    """Whether it needs a backbone that generates texts, or says how likely they are; embeddings alone do if not."""
+
     blindfolds: ClassVar[tuple[Blindfold, ...]] = ()
     """How the blind audit changes the examples. Whoever can be judged by text only asks about pictures otherwise."""
 
@@ -145,7 +148,11 @@ class Evaluator(ABC):
 
     def check_backbone(self, backbone: Backbone) -> None:
         """Raise InputError if the backbone cannot do what is judged; its weights may not have been read yet."""
-        return None
+        if self.generative and not isinstance(backbone, Backbone):
+            raise InputError(
+                f"{type(self).__name__} needs a backbone that generates text, but {backbone.path} is a dual encoder, "
+                "which only embeds; leave it out, or judge by Retrieval or Composition(by=similarity)"
+            )
 
     def _examples(self, data: AlignmentData) -> list[Example]:
         split, who = data.examples(self.split), type(self).__name__

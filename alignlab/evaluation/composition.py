@@ -62,6 +62,10 @@ class Composition(Evaluator):
         self.by = by
         self.num_pictures = num_pictures
 
+    @property
+    def generative(self) -> bool:
+        return self.by == "likelihood"
+
     def check(self, data: AlignmentData | type[AlignmentData]) -> None:
         super().check(data)
         if self.by == "similarity":

@@ -34,6 +34,7 @@ class Retrieval(Evaluator):
 
     name = "retrieval"
     requires = ("query", "target")
+    generative = False
     blindfolds = ("shuffled_images",)
 
     def __init__(

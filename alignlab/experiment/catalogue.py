@@ -6,7 +6,7 @@ import importlib
 import inspect
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -202,8 +202,8 @@ class Argument:
 
 
 @cache
-def arguments(owner: type) -> dict[str, Argument]:
-    """What a class is made from; where it takes ``**kwargs``, its base classes' arguments too."""
+def arguments(owner: type | Callable) -> dict[str, Argument]:
+    """What a class is made from, or a function called with; where it takes ``**kwargs``, its bases' arguments too."""
     docs = {parameter.arg_name: " ".join((parameter.description or "").split()) for parameter in _doc_parameters(owner)}
     if dataclasses.is_dataclass(owner):
         hints = get_type_hints(owner)
@@ -213,9 +213,9 @@ def arguments(owner: type) -> dict[str, Argument]:
             if field.init
         }
     found: dict[str, Argument] = {}
-    for base in (base for base in owner.__mro__ if "__init__" in vars(base)):
-        parameters = list(inspect.signature(base.__init__).parameters.values())[1:]
-        hints = _hints(base.__init__)
+    for function in _makers(owner):
+        parameters = [each for each in inspect.signature(function).parameters.values() if each.name != "self"]
+        hints = _hints(function)
         for parameter in parameters:
             if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 default = dataclasses.MISSING if parameter.default is parameter.empty else parameter.default
@@ -224,6 +224,12 @@ def arguments(owner: type) -> dict[str, Argument]:
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             break
     return found
+
+
+def _makers(owner: type | Callable) -> list[Callable]:
+    if inspect.isfunction(owner):
+        return [owner]
+    return [base.__init__ for base in owner.__mro__ if "__init__" in vars(base)]
 
 
 def _hints(function: Any) -> dict[str, Any]:
@@ -241,7 +247,8 @@ def _field_default(field: dataclasses.Field) -> Any:
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
-def _doc_parameters(owner: type) -> list[docstring_parser.DocstringParam]:
+def _doc_parameters(owner: type | Callable) -> list[docstring_parser.DocstringParam]:
     """The documented arguments, the class's own before its bases'."""
-    docs = [base.__doc__ for base in reversed(owner.__mro__) if base.__module__ != "builtins" and base.__doc__]
+    bases = [owner] if inspect.isfunction(owner) else reversed(owner.__mro__)
+    docs = [base.__doc__ for base in bases if base.__module__ != "builtins" and base.__doc__]
     return [parameter for doc in docs for parameter in docstring_parser.parse(doc).params]

@@ -4,7 +4,7 @@ import copy
 import inspect
 import types
 from argparse import ArgumentError
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, is_dataclass
 from enum import Enum
 from functools import cache
@@ -60,14 +60,14 @@ class Checker:
 
     def arguments(
         self,
-        owner: type,
+        owner: type | Callable,
         value: Any,
         key: Key,
         *,
         given: Collection[str] = (),
         refused: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
-        """Check the arguments of a class and fill its defaults in.
+        """Check the arguments of a class or a function and fill its defaults in.
 
         Args:
             given: Arguments that alignlab passes itself.

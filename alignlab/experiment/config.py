@@ -19,7 +19,7 @@ from alignlab.experiment.wording import condensed
 
 if TYPE_CHECKING:
     from alignlab.adapters import Adapter
-    from alignlab.backbones import Backbone
+    from alignlab.backbones import Backbone, DualEncoder
     from alignlab.data import AlignmentData
     from alignlab.evaluation import Evaluator
     from alignlab.objectives import Objective, Optimization
@@ -45,7 +45,7 @@ class Experiment:
     """The objects that a config names; what reads weights comes last, when it is asked for.
 
     Args:
-        backbone: Arguments of Backbone.
+        backbone: Arguments of open_backbone.
         make_objective: Gives the objective its backbone.
         requires: The fields of Example that the objective needs.
         trainer: Arguments of Lightning's Trainer.
@@ -66,10 +66,10 @@ class Experiment:
     checkpoint_every: int
     save_dtype: str | None
 
-    def make_backbone(self) -> "Backbone":
-        from alignlab.backbones import Backbone
+    def make_backbone(self) -> "Backbone | DualEncoder":
+        from alignlab.backbones import open_backbone
 
-        return Backbone(**self.backbone)
+        return open_backbone(**self.backbone)
 
 
 def resolve_file(path: Path | str | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -123,14 +123,14 @@ def _parser() -> ArgumentParser:
     from lightning.pytorch import Trainer
 
     from alignlab.adapters import Adapter
-    from alignlab.backbones import Backbone
+    from alignlab.backbones import Backbone, open_backbone
     from alignlab.data import AlignmentData
     from alignlab.evaluation import Evaluator
     from alignlab.objectives import Objective, Optimization
 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--objective", type=Callable[[Backbone], Objective])
-    parser.add_class_arguments(Backbone, "backbone", instantiate=False)
+    parser.add_function_arguments(open_backbone, "backbone")
     parser.add_argument("--adapter", type=Adapter | None)
     parser.add_argument("--data", type=AlignmentData)
     parser.add_argument("--optimization", type=Optimization)
@@ -162,4 +162,8 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def _content(config: Mapping[str, Any]) -> dict[str, Any]:
     kept = {name: value for name, value in config.items() if name not in ("wandb", "python_path")}
+    # Where it is not set, it is as if there were no such setting, which is how older runs know themselves.
+    kept["backbone"] = {
+        name: value for name, value in kept["backbone"].items() if (name, value) != ("text_tower", None)
+    }
     return kept | {"stages": {name: _content(stage) for name, stage in config.get("stages", {}).items()}}

@@ -15,13 +15,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from alignlab.backbones import Encoder
+from alignlab.backbones import open_encoder
+from alignlab.backbones.batching import Batching
 from alignlab.backbones.pictures import open_image
 from alignlab.batch import IGNORE, Example, Tokens
 from alignlab.data.base import AlignmentData, Split
 from alignlab.errors import InputError
 from alignlab.experiment.annotations import WIDTH, annotations, places
 from alignlab.experiment.config import instantiate
+from alignlab.experiment.resolving import outlined
 
 NUM_MEASURED = 200
 """Training examples whose lengths are measured."""
@@ -71,8 +73,9 @@ def inspect(config: dict[str, Any], output: Path, *, num_examples: int = 8, spli
     if output.suffix != ".html":
         raise InputError(f"inspect writes a page, so its output must end in .html, got {output}")
     experiment = instantiate(config)
-    path, limit = _path(config), config["backbone"]["max_length"]
-    encoder, unlimited = Encoder.load(path, max_length=limit), Encoder.load(path)
+    where, limit = outlined(config["backbone"], config["stages"]), config["backbone"]["max_length"]
+    path, text_tower = where["path"], where["text_tower"]
+    encoder, unlimited = (open_encoder(path, text_tower=text_tower, max_length=length) for length in (limit, None))
     examples = _examples(experiment.data, split)
     chosen = Random(config["seed"]).sample(range(len(examples)), min(NUM_MEASURED, len(examples)))
     names = [name for name in experiment.requires if name in SEQUENCES]
@@ -108,21 +111,13 @@ def _examples(data: AlignmentData, split: Split) -> Sequence[Example]:
     return examples
 
 
-def _path(config: dict[str, Any]) -> str:
-    """Where the processor is: a stage that has not run yet keeps the processor of what it starts from."""
-    path = config["backbone"]["path"]
-    while path.startswith("stage:"):
-        path = config["stages"][path.removeprefix("stage:")]["backbone"]["path"]
-    return path
-
-
 def _template() -> jinja2.Template:
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     return environment.get_template("inspect.html.j2")
 
 
-def _card(example: Example, encoder: Encoder, unlimited: Encoder, names: Sequence[str]) -> dict[str, Any]:
+def _card(example: Example, encoder: Batching, unlimited: Batching, names: Sequence[str]) -> dict[str, Any]:
     batch, whole = encoder.batch([example], names), unlimited.batch([example], names)
     sequences = []
     for name in names:
@@ -183,12 +178,12 @@ def _shown(id: int, tokenizer: Any) -> str:
     return text.replace("\n", "↵").replace(" ", "·")
 
 
-def _processed(tokens: Tokens, encoder: Encoder) -> list[Image.Image]:
+def _processed(tokens: Tokens, encoder: Batching) -> list[Image.Image]:
     """The pictures as the processor returned them, made visible; none where it cuts them into patches."""
     pixels = tokens.vision.get("pixel_values")
     if not isinstance(pixels, Tensor) or pixels.dim() < 4 or pixels.shape[-3] != 3:
         return []
-    processor = encoder.processor.image_processor
+    processor = encoder.image_processor
     pixels = pixels.reshape(-1, *pixels.shape[-3:]).float()
     if processor.do_normalize:
         mean, std = (torch.tensor(value).view(3, 1, 1) for value in (processor.image_mean, processor.image_std))
@@ -210,7 +205,7 @@ def _embedded(image: Image.Image, side: int | None = None) -> dict[str, Any]:
     return {"address": address, "size": f"{image.width}\u00a0×\u00a0{image.height}", "tiny": max(image.size) <= 128}
 
 
-def _counts(examples: Sequence[Example], encoder: Encoder, names: Sequence[str]) -> dict[str, list[Counts]]:
+def _counts(examples: Sequence[Example], encoder: Batching, names: Sequence[str]) -> dict[str, list[Counts]]:
     found: dict[str, list[Counts]] = {name: [] for name in names}
     for start in range(0, len(examples), BATCH):
         batch = encoder.batch(examples[start : start + BATCH], names)

@@ -7,10 +7,11 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from alignlab.backbones import PARTS, Backbone, Encoder
+from alignlab.backbones import PARTS, open_backbone, open_encoder
 from alignlab.data.base import ShuffledBatches, check_supplies
 from alignlab.errors import InputError
-from alignlab.experiment.config import STAGE, Experiment, instantiate
+from alignlab.experiment.config import Experiment, instantiate
+from alignlab.experiment.resolving import outlined
 
 SAMPLE = 64
 """Examples whose lengths are checked."""
@@ -24,7 +25,7 @@ def preflight(config: Mapping[str, Any]) -> None:
             longer than ``max_length`` allows.
     """
     for part in (*config["stages"].values(), config):
-        check({**part, "stages": {}, "backbone": _outlined(part["backbone"], config["stages"])})
+        check({**part, "stages": {}, "backbone": outlined(part["backbone"], config["stages"])})
 
 
 def check(config: Mapping[str, Any]) -> None:
@@ -36,13 +37,14 @@ def check(config: Mapping[str, Any]) -> None:
     requires = experiment.requires
     # Shapes are enough for a constructor to refuse its arguments, and on the meta device they cost nothing.
     with torch.device("meta"):
-        backbone = Backbone(**{**experiment.backbone, "fresh": PARTS, "take": None})
+        backbone = open_backbone(**{**experiment.backbone, "fresh": PARTS, "take": None})
         try:
             objective = experiment.make_objective(backbone)
         except (NotImplementedError, RuntimeError):
             objective = None  # a constructor that reads weights cannot do so without them; it has its say later
     if objective is not None:
         requires = objective.requires  # which may depend on its settings
+        backbone.encoder.check(requires, who=type(objective).__name__)
         check_supplies(type(objective).__name__, requires, experiment.data)
         objective.prepare(experiment.data, 1)
     if experiment.backbone["max_length"] is not None:
@@ -51,14 +53,6 @@ def check(config: Mapping[str, Any]) -> None:
         return
     for evaluator in experiment.evaluators:
         evaluator.check_backbone(backbone)  # with what the objective added to it
-
-
-def _outlined(settings: Mapping[str, Any], stages: Mapping[str, Any]) -> dict[str, Any]:
-    """Backbone settings whose ``stage:NAME`` is replaced by what that stage itself starts from."""
-    path = settings["path"]
-    while path.startswith(STAGE):
-        path = stages[path.removeprefix(STAGE)]["backbone"]["path"]
-    return {**settings, "path": path, "take": None}
 
 
 def _check_trainer(settings: Mapping[str, Any]) -> None:
@@ -82,7 +76,8 @@ def _check_sizes(experiment: Experiment) -> None:
 
 
 def _check_lengths(experiment: Experiment, requires: Sequence[str]) -> None:
-    encoder = Encoder.load(experiment.backbone["path"], max_length=experiment.backbone["max_length"])
+    names = ("path", "text_tower", "max_length")
+    encoder = open_encoder(**{name: experiment.backbone[name] for name in names})
     read = [(experiment.data.filled("train"), requires)]
     for evaluator in experiment.evaluators:
         sequences = tuple(name for name in evaluator.requires if name in ("conversation", "query", "target"))

@@ -1,7 +1,7 @@
 """From a config as written to one that is checked whole and states every default."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from functools import cache
 from typing import Any, Literal
@@ -129,6 +129,17 @@ def _stages(config: Mapping[str, Any], checker: Checker) -> dict[str, dict[str, 
     return result
 
 
+def outlined(settings: Mapping[str, Any], stages: Mapping[str, Any]) -> dict[str, Any]:
+    """Resolved backbone settings whose ``stage:NAME`` is replaced by what that stage itself starts from."""
+    path, text_tower = settings["path"], settings["text_tower"]
+    while path.startswith(STAGE):
+        before = stages[path.removeprefix(STAGE)]["backbone"]
+        path, text_tower = before["path"], text_tower or before["text_tower"]
+    while text_tower is not None and text_tower.startswith(STAGE):
+        text_tower = stages[text_tower.removeprefix(STAGE)]["backbone"]["path"]
+    return {**settings, "path": path, "text_tower": text_tower, "take": None}
+
+
 def _without_stages(node: Any) -> Any:
     if not isinstance(node, Mapping):
         return node
@@ -139,7 +150,7 @@ def _without_stages(node: Any) -> Any:
 def _arguments() -> dict[str, Argument]:
     """The top-level keys that hold one value; the others hold the arguments of one class."""
     from alignlab.adapters import Adapter
-    from alignlab.backbones.backbone import Dtype
+    from alignlab.backbones.parted import Dtype
     from alignlab.data import AlignmentData
     from alignlab.evaluation import Evaluator
     from alignlab.objectives import Objective
@@ -156,13 +167,13 @@ def _arguments() -> dict[str, Argument]:
 
 
 @cache
-def _owners() -> dict[str, type]:
+def _owners() -> dict[str, type | Callable]:
     from lightning.pytorch import Trainer
 
-    from alignlab.backbones import Backbone
+    from alignlab.backbones import open_backbone
     from alignlab.objectives import Optimization
 
-    return {"backbone": Backbone, "optimization": Optimization, "trainer": Trainer, "wandb": WandbSettings}
+    return {"backbone": open_backbone, "optimization": Optimization, "trainer": Trainer, "wandb": WandbSettings}
 
 
 def _resolve_one(config: Mapping[str, Any], checker: Checker, stages: Sequence[str]) -> dict[str, Any]:
@@ -195,7 +206,7 @@ def _resolve_one(config: Mapping[str, Any], checker: Checker, stages: Sequence[s
 def _check_backbone(backbone: Mapping[str, Any], checker: Checker, stages: Sequence[str]) -> None:
     from alignlab.backbones import locate
 
-    wanted = {("backbone", "path"): backbone.get("path")}
+    wanted = {("backbone", key): backbone.get(key) for key in ("path", "text_tower")}
     wanted |= {("backbone", "take", part): path for part, path in (backbone.get("take") or {}).items()}
     for key, path in wanted.items():
         if not isinstance(path, str):

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 
-from alignlab.backbones import Backbone
+from alignlab.backbones import Backbone, DualEncoder, open_backbone
 from alignlab.errors import InputError
 from alignlab.experiment import record
 from alignlab.experiment.config import STAGE, Experiment, digest, dump, instantiate, read
@@ -107,15 +107,15 @@ def claim(config: dict[str, Any], output: Path) -> None:
         record.write(output / "config.yaml", record.claim_line(digest(config)) + dump(config))
 
 
-def load(run_directory: Path | str) -> Backbone:
+def load(run_directory: Path | str) -> Backbone | DualEncoder:
     """The backbone that a finished run trained, in evaluation mode.
 
     Raises:
         InputError: There is no finished run.
     """
     folder, config = Path(run_directory), _finished(Path(run_directory))
-    settings = {**config["backbone"], "path": str(folder / "backbone"), "fresh": [], "take": None}
-    return Backbone(**settings).eval()
+    given = {"path": str(folder / "backbone"), "fresh": [], "take": None, "text_tower": None}
+    return open_backbone(**{**config["backbone"], **given}).eval()
 
 
 def evaluate_run(run_directory: Path, *, on_progress: OnProgress | None = None) -> dict[str, float]:
@@ -156,7 +156,7 @@ def _with_stages(value: Any, place: Callable[[str], Path | str]) -> Any:
 
 
 def evaluate(
-    backbone: Backbone, experiment: Experiment, output: Path, on_evaluator: Callable[[str], None]
+    backbone: Backbone | DualEncoder, experiment: Experiment, output: Path, on_evaluator: Callable[[str], None]
 ) -> tuple[dict[str, float], dict[str, list[dict[str, Any]]]]:
     """Judge a backbone with every evaluator; write the items into the run directory."""
     scores: dict[str, float] = {}

@@ -1,16 +1,21 @@
 """Alignment objectives: one file each."""
 
 from alignlab.objectives.base import Loss, Objective
+from alignlab.objectives.clip import CLIP
 from alignlab.objectives.contrastive import Contrastive
 from alignlab.objectives.infonce import InfoNCE
+from alignlab.objectives.llm2clip import LLM2CLIP
 from alignlab.objectives.llm2cliptext import LLM2CLIPText
 from alignlab.objectives.mixture import Mixture
 from alignlab.objectives.mle import MLE
 from alignlab.objectives.optimization import Optimization
+from alignlab.objectives.siglip import SigLIP
 from alignlab.objectives.unime import UniME
 from alignlab.objectives.unimedistillation import UniMEDistillation
 
 __all__ = [
+    "CLIP",
+    "LLM2CLIP",
     "MLE",
     "Contrastive",
     "InfoNCE",
@@ -19,6 +24,7 @@ __all__ = [
     "Mixture",
     "Objective",
     "Optimization",
+    "SigLIP",
     "UniME",
     "UniMEDistillation",
 ]

@@ -79,6 +79,7 @@ class Objective(LightningModule):
     def setup(self, stage: str) -> None:
         data = self.trainer.datamodule
         check_supplies(type(self).__name__, self.requires, data)
+        self.backbone.encoder.check(self.requires, who=type(self).__name__)
         self.prepare(data, self.trainer.world_size)
         data.connect(partial(self.backbone.encoder.batch, sequences=tuple(self.requires)))
         if self.coupled and self.trainer.accumulate_grad_batches > 1:

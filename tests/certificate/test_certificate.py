@@ -6,7 +6,17 @@ import broken
 import pytest
 
 from alignlab import certify
-from alignlab.objectives import MLE, InfoNCE, LLM2CLIPText, Mixture, UniME, UniMEDistillation
+from alignlab.objectives import (
+    CLIP,
+    LLM2CLIP,
+    MLE,
+    InfoNCE,
+    LLM2CLIPText,
+    Mixture,
+    SigLIP,
+    UniME,
+    UniMEDistillation,
+)
 
 SHIPPED = {
     "MLE": MLE,
@@ -17,6 +27,11 @@ SHIPPED = {
     "InfoNCE, own negatives": partial(InfoNCE, negatives=True, groups=True),
     "UniMEDistillation": UniMEDistillation,
     "LLM2CLIPText": LLM2CLIPText,
+    "CLIP": CLIP,
+    "CLIP, two towers": CLIP,
+    "SigLIP": SigLIP,
+    "SigLIP, two towers": partial(SigLIP, init_bias=-2.0, max_scale=100.0),
+    "LLM2CLIP, two towers": partial(LLM2CLIP, label_smoothing=0.1),
     "Mixture": partial(Mixture, parts={"likelihood": MLE, "contrast": InfoNCE}, weights={"contrast": 0.5}),
 }
 IN_CHILDREN = ("processes", "resume", "seeds")
@@ -24,14 +39,14 @@ IN_CHILDREN = ("processes", "resume", "seeds")
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_objective_holds(name, examples):
-    certificate = certify(SHIPPED[name], examples, children=False)
+    certificate = certify(SHIPPED[name], examples, children=False, dual="two towers" in name)
     assert certificate.holds, [finding for finding in certificate.findings if finding.verdict == "fails"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_objective_holds_in_processes_of_its_own(name, examples):
-    certificate = certify(SHIPPED[name], examples)
+    certificate = certify(SHIPPED[name], examples, dual="two towers" in name)
     assert certificate.holds, [finding for finding in certificate.findings if finding.verdict == "fails"]
     assert {finding.property for finding in certificate.findings} > set(IN_CHILDREN)
 

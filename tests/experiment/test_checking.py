@@ -41,13 +41,13 @@ BAD = {
         ["optimization.part_lr.projectr", "'projector'"],
     ),
     "value of a mapping": ({"optimization": {"part_lr": {"projector": "x"}}}, ["part_lr.projector: expected a number"]),
-    "scalar for a section": ({"backbone": "scenes"}, ["backbone: expected a mapping of arguments of Backbone"]),
+    "scalar for a section": ({"backbone": "scenes"}, ["backbone: expected a mapping of arguments of open_backbone"]),
     "refused value": ({"optimization": {"lr": -1}}, ["optimization: learning rates must be positive"]),
     "choice": (
         {"wandb": {"mode": "onlin"}},
         ["wandb.mode: expected one of offline, online, disabled", "mean 'online'"],
     ),
-    "missing objective": ({"objective": None}, ["objective: missing", "InfoNCE, MLE, Mixture"]),
+    "missing objective": ({"objective": None}, ["objective: missing", "InfoNCE, LLM2CLIP, MLE, Mixture"]),
     "missing data": ({"data": None}, ["data: missing", "Scenes"]),
     "missing argument": (
         {"data": {"class_path": "LlavaJson", "init_args": {"path": "a.json"}}},

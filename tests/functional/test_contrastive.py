@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from alignlab.functional import info_nce, normalize
+from alignlab.functional import info_nce, normalize, similarity_distillation
 
 
 def test_hand_computed_loss():
@@ -117,3 +117,28 @@ def test_info_nce_keeps_its_precision_under_autocast():
         torch.testing.assert_close(info_nce(queries, targets, scale=100.0), expected)
         narrow = torch.nn.functional.cross_entropy(100 * queries @ targets.T, torch.arange(16))
     assert abs(narrow - expected) > 1e-3  # what autocast would have made of it
+
+
+def test_distillation_beside_clip_matches_open_clip(golden):
+    """Its second term is the teacher's cross-entropy with the student: our divergence plus the teacher's entropy."""
+    file = golden("contrastive/open_clip_DistillClipLoss")
+    compared = 0
+    for case in file["cases"]:
+        inputs = {key: _tensor(value, case["dtype"]) for key, value in case["inputs"].items()}
+        images, texts = inputs["image_features"], inputs["text_features"]
+        teacher = inputs["dist_image_features"].detach(), inputs["dist_text_features"].detach()
+        scales = {"scale": inputs["logit_scale"], "teacher_scale": inputs["dist_logit_scale"].detach()}
+        apart = [
+            similarity_distillation(student, known, student_columns=of, teacher_columns=known_of, **scales)
+            for student, of, known, known_of in ((images, texts, *teacher), (texts, images, *teacher[::-1]))
+        ]
+        logits = scales["teacher_scale"] * teacher[0] @ teacher[1].T
+        entropy = [torch.distributions.Categorical(logits=each).entropy().mean() for each in (logits, logits.T)]
+        distilled = (sum(apart) + sum(entropy)) / 2
+        torch.testing.assert_close(
+            distilled.item(), case["expected"]["distill_loss"], **file["tolerance"][case["dtype"]]
+        )
+        loss = info_nce(images, texts, scale=inputs["logit_scale"], symmetric=True) + distilled
+        _compare(case, loss, inputs, file["tolerance"][case["dtype"]])
+        compared += 1
+    assert compared >= 2

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import distributed
 
-from alignlab.functional import gather, info_nce, total
+from alignlab.functional import gather, info_nce, sigmoid_contrastive, total
 
 
 def test_alone_everything_is_as_it_was():
@@ -83,3 +83,36 @@ def test_clip_in_several_processes_is_open_clip_s_on_the_whole_batch(sizes, gold
         rows = sum([each[index] for each in seen], [])
         assert [value / count for row in rows for value in row] == close(sum(whole["grads"][name], []))
     assert sum(each[3] for each in seen) / count == close(whole["grads"]["logit_scale"])
+
+
+def _siglip(rank, rows, images, texts, scale, bias):
+    images, texts = (each[rows].clone().requires_grad_() for each in (images, texts))
+    scale, bias = (torch.tensor(each, dtype=torch.float64, requires_grad=True) for each in (scale, bias))
+    joined, start = gather(texts)
+    others = torch.cat([joined[:start], joined[start + len(texts) :]])
+    mean = sigmoid_contrastive(images, texts, scale=scale, bias=bias)
+    mean = mean + sigmoid_contrastive(images, others, scale=scale, bias=bias, negatives_only=True)
+    (mean * len(images)).backward()
+    return float(mean.detach()), images.grad.tolist(), texts.grad.tolist(), float(scale.grad), float(bias.grad)
+
+
+@pytest.mark.parametrize("sizes", [(3, 3), (4, 2), (3, 3, 3), (1, 6, 2)])
+def test_siglip_in_several_processes_is_open_clip_s_on_the_whole_batch(sizes, golden, tmp_path):
+    recorded = golden("contrastive/open_clip_SigLipLoss_multirank")
+    case = next(each for each in recorded["cases"] if each["name"] == f"W{len(sizes)}_bidir")
+    images, texts = (
+        torch.tensor(sum([rank[name] for rank in case["inputs_per_rank"]], []), dtype=torch.float64)
+        for name in ("image_features", "text_features")
+    )
+    given = case["params"]
+    seen = _run(_siglip, sizes, tmp_path / "store", images, texts, given["logit_scale"], given["logit_bias"])
+    whole, count = case["full_batch_reference"], sum(sizes)
+    close = lambda value: pytest.approx(value, rel=1e-9, abs=1e-11)  # noqa: E731
+    if len(set(sizes)) == 1:  # the recorded processes had as many each
+        assert [mean for mean, *_ in seen] == close([each["loss"] for each in case["expected_per_rank"]])
+    assert sum(mean * size for (mean, *_), size in zip(seen, sizes, strict=True)) / count == close(whole["loss"])
+    for index, name in ((1, "image_features"), (2, "text_features")):
+        rows = sum([each[index] for each in seen], [])
+        assert [value / count for row in rows for value in row] == close(sum(whole["grads"][name], []))
+    for index, name in ((3, "logit_scale"), (4, "logit_bias")):
+        assert sum(each[index] for each in seen) / count == close(whole["grads"][name])

@@ -1,0 +1,61 @@
+"""opening: the one place that knows which class reads a directory."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from alignlab.backbones.backbone import Backbone
+from alignlab.backbones.batching import Batching
+from alignlab.backbones.composed import is_composed
+from alignlab.backbones.dual import DualEncoder
+from alignlab.backbones.encoding import Encoder
+from alignlab.backbones.kinds import is_dual
+from alignlab.backbones.parted import PARTS, Attention, Dtype, Part
+from alignlab.backbones.reading import read_config
+
+
+def open_backbone(
+    path: str = "scenes-parts",
+    *,
+    fresh: Sequence[Part] = (),
+    take: Mapping[Part, str] | None = None,
+    text_tower: str | None = None,
+    dtype: Dtype = "float32",
+    attention: Attention = "sdpa",
+    max_length: int | None = None,
+) -> Backbone | DualEncoder:
+    """Read a backbone of either class: what generates text is a Backbone, what only embeds a DualEncoder.
+
+    Args:
+        path: Name of a packaged checkpoint, a directory, or a hub name.
+        fresh: Parts to start from random weights, drawn from torch's global generator.
+        take: Parts to take from other backbones of the same shape, part -> path.
+        text_tower: A directory whose language model reads the texts, beside the vision tower of ``path``; what is made
+            is a dual encoder. None: ``path`` alone.
+        dtype: The parameters' type.
+        attention: The attention implementation of transformers.
+        max_length: Longest sequence in tokens; None: no limit.
+
+    Raises:
+        InputError: A directory is missing or holds no such model, or a part does not fit.
+    """
+    settings: dict[str, Any] = {"fresh": fresh, "take": take, "dtype": dtype, "attention": attention}
+    if embeds_only(path, text_tower):
+        return DualEncoder(path, text_tower=text_tower, max_length=max_length, **settings)
+    return Backbone(path, max_length=max_length, **settings)
+
+
+def open_encoder(path: str, *, text_tower: str | None = None, max_length: int | None = None) -> Batching:
+    """The encoder of ``open_backbone`` alone; reads no weights."""
+    if not embeds_only(path, text_tower):
+        return Encoder.load(path, max_length=max_length)
+    with torch.device("meta"):
+        return DualEncoder(path, text_tower=text_tower, fresh=PARTS, max_length=max_length).encoder
+
+
+def embeds_only(path: str, text_tower: str | None = None) -> bool:
+    """Whether settings name a dual encoder."""
+    if text_tower is not None or is_composed(path):
+        return True
+    return is_dual(read_config(path, what="vision-language model"))

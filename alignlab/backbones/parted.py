@@ -1,0 +1,48 @@
+"""Parted: a model in three parts, which can be trained, drawn anew and taken from elsewhere one by one."""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
+
+from torch import nn
+
+from alignlab.errors import InputError
+
+PARTS = ("vision_tower", "projector", "language_model")
+Part = Literal["vision_tower", "projector", "language_model"]
+Dtype = Literal["float32", "bfloat16", "float16", "float64"]
+Attention = Literal["sdpa", "eager", "flash_attention_2"]
+
+
+class Parted(nn.Module):
+    """Base of backbones."""
+
+    path: str
+
+    @property
+    @abstractmethod
+    def parts(self) -> dict[str, nn.ModuleList]:
+        """The modules of each part."""
+
+    def part_of(self) -> Iterator[tuple[nn.Parameter, str]]:
+        """Every parameter of the parts with the name of its part, each once."""
+        seen = set()
+        for name, modules in self.parts.items():
+            for parameter in modules.parameters():
+                if id(parameter) not in seen:
+                    seen.add(id(parameter))
+                    yield parameter, name
+
+    def transplant(self, donor: Mapping[str, nn.ModuleList], parts: Sequence[Part], who: str) -> None:
+        """Take the weights of some parts from another model's parts.
+
+        Raises:
+            InputError: They are of another shape.
+        """
+        for part in parts:
+            if part not in donor:
+                raise InputError(f"backbone: {who}: that has no {part} to give to {self.path}")
+            try:
+                self.parts[part].load_state_dict(donor[part].state_dict())
+            except RuntimeError as error:
+                raise InputError(f"backbone: {who}: the {part} does not fit {self.path}: {error}") from None
