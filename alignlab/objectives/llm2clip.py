@@ -57,7 +57,7 @@ class LLM2CLIP(CLIP):
         self.precomputed, self.label_smoothing = precomputed, label_smoothing
         self.requires = ("query", "embedding") if precomputed else ("query", "target")
         frozen = [parameter for parameter, part in backbone.part_of() if part == "language_model"]
-        if any(parameter.requires_grad for parameter in frozen):
+        if any(parameter.requires_grad and not parameter.is_meta for parameter in frozen):
             rank_zero_warn("LLM2CLIP freezes the language_model: the texts' embeddings are what pictures are taught")
         for parameter in frozen:
             parameter.requires_grad_(False)
