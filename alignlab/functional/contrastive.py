@@ -46,17 +46,10 @@ def info_nce(
     Returns:
         Scalar in nats per query.
     """
-    if queries.ndim != 2 or targets.ndim != 2 or queries.shape[1] != targets.shape[1]:
-        raise ValueError(
-            f"queries (B, D) and targets (K, D) needed, got {tuple(queries.shape)}, {tuple(targets.shape)}"
-        )
+    _check_pairs(queries, targets, labels)
     num_queries, num_targets = len(queries), len(targets)
     if symmetric and num_queries != num_targets:
         raise ValueError(f"symmetric needs as many targets as queries, got {num_targets} for {num_queries}")
-    if labels is None and num_targets < num_queries:
-        raise ValueError(
-            f"{num_queries} queries need a target each, got {num_targets}; pass labels if they share targets"
-        )
     logits = scale * similarities(queries, targets)  # (B, K)
     positives = torch.arange(num_queries, device=logits.device) if labels is None else labels
     loss = _cross_entropy(logits, positives, label_smoothing, exclude)
@@ -130,6 +123,7 @@ def hard_negative_info_nce(
     Returns:
         Scalar in nats, the mean over the queries that have a candidate; 0, with a graph, where none has.
     """
+    _check_pairs(queries, targets, labels)
     cosines = similarities(queries, targets)
     hard, missing = hard_negatives(cosines, num_hard=num_hard, margin=margin, labels=labels, exclude=exclude)
     if fill == "duplicate":
@@ -200,6 +194,8 @@ def sigmoid_contrastive(
     Returns:
         Scalar in nats per image.
     """
+    if not negatives_only and len(texts) < len(images):
+        raise ValueError(f"each image needs its text, got {len(texts)} texts for {len(images)} images")
     logits = scale * similarities(images, texts) + bias
     signs = -torch.ones_like(logits)
     if not negatives_only:
@@ -211,6 +207,17 @@ def similarities(queries: Tensor, targets: Tensor) -> Tensor:
     """Inner products (B, K) of rows (B, D) and (K, D), in float32 or wider whatever autocast likes."""
     with torch.autocast(queries.device.type, enabled=False):  # which would round the cosines to 8 bits, times the scale
         return upcast(queries) @ upcast(targets).T
+
+
+def _check_pairs(queries: Tensor, targets: Tensor, labels: Tensor | None) -> None:
+    if queries.ndim != 2 or targets.ndim != 2 or queries.shape[1] != targets.shape[1]:
+        raise ValueError(
+            f"queries (B, D) and targets (K, D) needed, got {tuple(queries.shape)}, {tuple(targets.shape)}"
+        )
+    if labels is None and len(targets) < len(queries):
+        raise ValueError(
+            f"{len(queries)} queries need a target each, got {len(targets)}; pass labels if they share targets"
+        )
 
 
 def _cross_entropy(logits: Tensor, positives: Tensor, smoothing: float, exclude: Tensor | None) -> Tensor:

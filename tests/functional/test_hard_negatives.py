@@ -169,6 +169,18 @@ class TestExclude:
         assert compared == 3
 
 
+def test_mismatched_counts_are_refused():
+    few, many = rows(2, 3), rows(4, 3)
+    for loss in (info_nce, hard_negative_info_nce):
+        with pytest.raises(ValueError, match="4 queries need a target each, got 2"):
+            loss(many, few, scale=1.0)
+        with pytest.raises(ValueError, match=r"queries \(B, D\) and targets \(K, D\) needed"):
+            loss(many, rows(4, 2), scale=1.0)
+    with pytest.raises(ValueError, match="got 2 texts for 4 images"):
+        sigmoid_contrastive(many, few, scale=1.0, bias=0.0)
+    assert sigmoid_contrastive(many, few, scale=1.0, bias=0.0, negatives_only=True) > 0
+
+
 class TestMultiplePositives:
     # Query 0 has the positives 0 and 1, query 1 the positive 2 and no other negative than 0, query 2 no positive.
     cosines = torch.tensor([[0.9, 0.5, 0.1], [0.2, 0.3, 0.4], [0.0, 0.1, 0.2]], dtype=torch.float64)
