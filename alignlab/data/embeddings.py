@@ -80,9 +80,8 @@ class Embeddings:
     @property
     def _remedy(self) -> str:
         source, data = self.metadata["source"], self.metadata["data"]
-        return (
-            f"the file is of {data}; make one of these data with: alignlab embed CONFIG --output FILE --model {source}"
-        )
+        command = f"alignlab embed CONFIG --output FILE --model {source}"
+        return f"the file is of {data}; make one of the present data with: {command}"
 
 
 def head(ids: Sequence[int], targets: Sequence[int], *, width: int, fingerprint: str, source: str, data: str) -> bytes:

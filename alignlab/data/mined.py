@@ -114,4 +114,4 @@ class Mined:
     @property
     def _remedy(self) -> str:
         model = self.provenance["model"]
-        return f"mine those of these data with: alignlab mine CONFIG --output FILE --model {model}"
+        return f"mine those of the present data with: alignlab mine CONFIG --output FILE --model {model}"
