@@ -7,23 +7,24 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 
-from alignlab.backbones import Backbone, packaged
+from alignlab import backbones
+from alignlab.backbones import Backbone, DualEncoder, packaged
 from alignlab.data.teachers import BackboneTeacher, SentenceTeacher, Teacher
 from alignlab.errors import InputError
 from alignlab.experiment.config import Experiment
 from alignlab.experiment.run import load
 
 
-def open_backbone(name: str, experiment: Experiment) -> Backbone:
+def open_backbone(name: str, experiment: Experiment) -> Backbone | DualEncoder:
     """The backbone of a run directory, or of a directory or name as ``backbone.path`` takes it.
 
     Its type, attention and longest sequence are those of the config, unless it is a run's, which has its own.
     """
     if _is_run(Path(name)):
         return load(name).to(_device(experiment))
-    settings = {**experiment.backbone, "path": name, "fresh": (), "take": None}
+    settings = {**experiment.backbone, "path": name, "fresh": (), "take": None, "text_tower": None}
     try:
-        return Backbone(**settings).eval().to(_device(experiment))
+        return backbones.open_backbone(**settings).eval().to(_device(experiment))
     except InputError as error:
         raise InputError(f"--model: {str(error).removeprefix('backbone.path: ')}") from None
 
