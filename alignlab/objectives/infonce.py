@@ -9,6 +9,7 @@ from alignlab.errors import InputError
 from alignlab.functional import info_nce, similarities
 from alignlab.objectives.base import Loss
 from alignlab.objectives.contrastive import Contrastive
+from alignlab.objectives.pairs import clamp, cosine_report
 
 
 class InfoNCE(Contrastive):
@@ -73,19 +74,10 @@ class InfoNCE(Contrastive):
         if self.symmetric:
             same = None if same is None else same[:, : len(all_queries)]
             mean = (mean + info_nce(targets, all_queries, exclude=same, **settings)) / 2
-        cosines = similarities(queries, candidates).detach()
-        positives = cosines.gather(1, own[:, None])
-        report = {
-            "scale": self.log_scale.detach().exp(),
-            "accuracy": (cosines.argmax(1) == own).float().mean(),
-            "positive_cosine": positives.mean(),
-            "negative_cosine": (cosines.sum() - positives.sum()) / max(1, cosines.numel() - len(batch)),
-        }
+        report = {"scale": self.log_scale.detach().exp()} | cosine_report(similarities(queries, candidates), own)
         return Loss(mean, len(batch), report)
 
     def on_train_batch_end(self, *arguments) -> None:
-        """Clamp after the step, not in the loss: a clamped loss gives a scale at its end no way back."""
-        if self.max_scale is not None and self.log_scale.requires_grad:
-            with torch.no_grad():
-                self.log_scale.clamp_(max=math.log(self.max_scale))
+        if self.log_scale.requires_grad:
+            clamp(self.log_scale, self.max_scale)
         super().on_train_batch_end(*arguments)
