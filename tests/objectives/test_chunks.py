@@ -31,6 +31,46 @@ def test_only_a_chunk_is_encoded_at_a_time_and_each_twice(tiny_backbone64, examp
     assert len(sizes) == 18  # nothing to recompute
 
 
+def gradients_of(objective, batch, autocast=False):
+    objective.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss = objective.loss(batch).mean
+    loss.backward()
+    found = {name: p.grad.clone() for name, p in objective.named_parameters() if p.grad is not None}
+    return loss.detach(), found
+
+
+def relative(found, expected):
+    """The largest deviation of a gradient, in shares of its own size, or of a millionth of all gradients'."""
+    assert found.keys() == expected.keys()
+    floor = 1e-6 * torch.stack([g.norm() for g in expected.values()]).norm()
+    return max(float((found[n] - g).norm() / g.norm().clamp(min=floor)) for n, g in expected.items())
+
+
+def test_chunks_and_gradient_checkpointing_go_together(tiny_backbone64, examples):
+    make_exact(tiny_backbone64.model)
+    objective = InfoNCE(tiny_backbone64).double()
+    batch = tiny_backbone64.encoder.batch(examples[:7], objective.requires)
+    loss, expected = gradients_of(objective, batch)
+    objective.chunk_size = 3
+    tiny_backbone64.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    tiny_backbone64.train()
+    again, found = gradients_of(objective, batch)
+    torch.testing.assert_close(again, loss, rtol=1e-12, atol=0)
+    assert relative(found, expected) < 1e-10
+
+
+def test_chunks_in_mixed_precision_are_as_near_to_the_whole_as_rounding_allows(tiny_backbone, examples):
+    objective = InfoNCE(tiny_backbone, scale=5.0)
+    batch = tiny_backbone.encoder.batch(examples[:7], objective.requires)
+    _, exact = gradients_of(objective, batch)
+    _, whole = gradients_of(objective, batch, autocast=True)
+    objective.chunk_size = 3
+    _, chunks = gradients_of(objective, batch, autocast=True)
+    assert relative(chunks, whole) < 0.5 * relative(whole, exact) + 0.02
+    assert all(gradient.dtype == torch.float32 for gradient in chunks.values())
+
+
 @pytest.fixture
 def contents(examples):
     """Seven of unlike lengths: without a picture, with one, with two; the longest neither first nor last."""
