@@ -43,6 +43,7 @@ class Geometry(Evaluator):
 
     name = "geometry"
     requires = ("query", "target")
+    generative = False
 
     def __init__(
         self,

@@ -33,6 +33,7 @@ class Ranking(Evaluator):
 
     name = "ranking"
     requires = ("query", "target", "negatives")
+    generative = False
     blindfolds = ("shuffled_images",)
 
     def __init__(

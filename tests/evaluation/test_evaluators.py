@@ -8,7 +8,7 @@ import torch
 from listed import Colored, Fixed, Listed
 from PIL import Image
 
-from alignlab.backbones import Backbone
+from alignlab.backbones import Backbone, open_backbone
 from alignlab.batch import Box, Example, Foil, Question, Turn
 from alignlab.data import Scenes
 from alignlab.data.scenes.world import COLORS, SHAPES
@@ -387,3 +387,19 @@ def test_what_the_data_lack_is_named(backbone, scenes):
 def test_a_conversation_s_text_needs_no_picture(backbone):
     turns = (Turn("user", ("what color is a circle ?",)), Turn("assistant", ("red",)))
     assert TextPerplexity()(backbone, Listed([Example("x", text=turns)])).scores["perplexity"] > 1
+
+
+def test_what_reads_embeddings_alone_judges_a_dual_encoder_and_the_others_refuse(tiny_path):
+    with torch.device("meta"):
+        dual = open_backbone(str(tiny_path), text_tower=str(tiny_path))
+    for evaluator in (Retrieval(), Ranking(), Geometry(), Composition(by="similarity")):
+        evaluator.check_backbone(dual)
+    for evaluator in (CaptionAccuracy(), VQAAccuracy(), POPE(), TextPerplexity(), Composition()):
+        with pytest.raises(InputError, match="needs a backbone that generates text, .* is a dual encoder"):
+            evaluator.check_backbone(dual)
+
+
+def test_a_dual_encoder_is_ranked_and_measured(tiny_path):
+    dual = open_backbone(str(tiny_path), text_tower=str(tiny_path))
+    for evaluator in (Ranking(num_examples=6), Geometry(num_examples=6)):
+        assert all(math.isfinite(score) for score in evaluator(dual, Scenes(num_test=6)).scores.values())
