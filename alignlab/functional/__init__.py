@@ -15,6 +15,7 @@ from alignlab.functional.contrastive import (
 from alignlab.functional.distillation import similarity_distillation, soft_label_kl
 from alignlab.functional.likelihood import sequence_logps, supervised, token_logps, upcast
 from alignlab.functional.processes import gather, total
+from alignlab.functional.weighting import logit_gain, visual_weights, weighted_nll
 
 __all__ = [
     "gather",
@@ -23,6 +24,7 @@ __all__ = [
     "hard_negatives",
     "held_constants",
     "info_nce",
+    "logit_gain",
     "multi_positive_info_nce",
     "normalize",
     "repeated",
@@ -36,4 +38,6 @@ __all__ = [
     "token_logps",
     "total",
     "upcast",
+    "visual_weights",
+    "weighted_nll",
 ]
