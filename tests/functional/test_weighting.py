@@ -35,11 +35,11 @@ def test_equal_bounds_weigh_all_the_same():
 
 
 def test_rows_and_untrained_positions_do_not_mix_when_masked():
-    gain, kept = torch.randn(2, 6, dtype=torch.float64), torch.ones(2, 6, dtype=torch.bool)
+    gain, kept = 1 + 4 * torch.rand(2, 6, dtype=torch.float64), torch.ones(2, 6, dtype=torch.bool)
     kept[0, 3:] = False
     other = gain.clone()
-    other[1] += 3
-    other[0, 3:] -= 3
+    other[1] = 6 - gain[1]
+    other[0, 3:] = 6 - gain[0, 3:]
     assert torch.equal(visual_weights(gain, kept)[0], visual_weights(other, kept)[0])
     assert not torch.equal(
         visual_weights(gain, kept, pooling="flat")[0], visual_weights(other, kept, pooling="flat")[0]
