@@ -18,7 +18,7 @@ from alignlab.errors import InputError
 IGNORE = -100
 """The label of a token that is not trained on."""
 
-PICTURES = ("pixel_", "image_")
+PICTURES = ("pixel_", "image_", "spatial_")
 """How the names begin of what a processor returns for each picture."""
 
 Part = str | Image.Image | Path
@@ -260,6 +260,8 @@ class Batch:
 
 def _used(mask: Tensor) -> slice:
     """The columns from the first to the last that any row of the mask (M, T) has."""
+    if not mask.shape[1]:  # pictures alone, which a dual encoder reads without a token
+        return slice(0, 0)
     used = mask.any(0).long()
     first, behind = torch.stack([used.argmax(), used.flip(0).argmax()]).tolist()
     return slice(first, len(used) - behind)

@@ -76,12 +76,18 @@ class Batching(ABC):
                 captions = [e.phrased(caption) for e in examples for caption in e.captions]
                 return {name: self.contents(captions), "num_captions": counts}
             case "embedding":
-                return {name: _stacked(examples)}
+                return {name: stacked(examples)}
         raise NotImplementedError(f"{type(self).__name__} names the sequence {name!r}, but does not make it")
 
 
-def _stacked(examples: Sequence[Example]) -> Tensor:
-    """The embeddings (B, E) of examples."""
+def stacked(examples: Sequence[Example]) -> Tensor:
+    """The embeddings (B, E) of examples.
+
+    Raises:
+        InputError: One has none, or they are not of one width.
+    """
+    if lacking := [e for e in examples if not len(e.embedding)]:
+        raise InputError(f"example {lacking[0].id!r} has no embedding, which is required of every example")
     width = len(examples[0].embedding)
     if odd := [e for e in examples if len(e.embedding) != width]:
         raise InputError(

@@ -125,10 +125,14 @@ class ComposedTowers(Towers):
         return self.projection(pooled)
 
     def texts(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.text_adapter(self.states(input_ids, attention_mask))
+
+    def states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """What the language model makes of B texts (B, T): the states (B, E) of their last tokens."""
         ids, mask = packed(input_ids, attention_mask, self.pad_id)
         states = self.language_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
         rows = torch.arange(len(ids), device=ids.device)
-        return self.text_adapter(states[rows, mask.sum(1) - 1])
+        return states[rows, mask.sum(1) - 1]
 
     def encoder(self, max_length: int | None) -> ContentEncoder:
         texts = ChatTexts(self.tokenizer, self.tokenizer.chat_template, in_parts=self.in_parts, max_length=max_length)

@@ -116,6 +116,10 @@ class DualEncoder(Parted):
         found = torch.where(several, normalize(found).to(found.dtype), found)
         return found.new_zeros(len(tokens), found.shape[1]).index_add(0, owner, found)
 
+    def read(self, tokens: Tokens) -> Tensor:
+        """What the language model makes of texts, before the adapter: (B, E); see ``adapt``."""
+        return self.model.states(tokens.input_ids, tokens.attention_mask)
+
     def adapt(self, embeddings: Tensor) -> Tensor:
         """Embed texts that the language model has read already: its states (B, E) of their last tokens, to (B, D)."""
         return self.text_adapter(embeddings)

@@ -159,5 +159,8 @@ def packed(
 
 
 def in_type(weights: Mapping[str, Tensor], dtype: Dtype | None) -> dict[str, Tensor]:
-    """Weights in a type; None: as they are."""
-    return {key: value if dtype is None else value.to(getattr(torch, dtype)) for key, value in weights.items()}
+    """Weights in a type, but for scale and bias, which half a precision would move; None: as they are."""
+    if dtype is None:
+        return dict(weights)
+    kept = ("logit_scale", "logit_bias")
+    return {key: each if key in kept else each.to(getattr(torch, dtype)) for key, each in weights.items()}

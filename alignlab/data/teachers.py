@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from alignlab.backbones import Backbone
+from alignlab.backbones import Backbone, DualEncoder
 from alignlab.batch import Content
 from alignlab.data.identity import words
 from alignlab.errors import InputError
@@ -30,15 +30,23 @@ class Teacher(Protocol):
 
 
 class BackboneTeacher:
-    """A backbone's embeddings, of texts and pictures; it is put in evaluation mode."""
+    """A backbone's embeddings, of texts and pictures; it is put in evaluation mode.
 
-    def __init__(self, backbone: Backbone, name: str) -> None:
+    Of a dual encoder whose texts a language model reads, they are that model's, of texts alone and before the adapter,
+    which is what LLM2CLIP trains on.
+    """
+
+    def __init__(self, backbone: Backbone | DualEncoder, name: str) -> None:
         self.backbone, self.name = backbone.eval(), name
         self.fingerprint = weights_fingerprint(backbone)
 
     @torch.no_grad()
     def embed(self, contents: Sequence[Content]) -> Tensor:
         tokens = self.backbone.encoder.contents(contents).to(self.backbone.device)
+        if isinstance(self.backbone, DualEncoder) and self.backbone.text_adapter is not None:
+            if tokens.num_images.any():
+                raise InputError(f"--model: {self.name} is to read texts here, but a target holds a picture")
+            return self.backbone.read(tokens).float().cpu()
         return self.backbone.embed(tokens).float().cpu()
 
 

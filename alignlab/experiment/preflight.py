@@ -31,7 +31,7 @@ def preflight(config: Mapping[str, Any]) -> None:
 def check(config: Mapping[str, Any]) -> None:
     """``preflight`` of one stage whose backbone's directories exist."""
     experiment = instantiate(config)
-    _check_trainer(experiment.trainer)
+    processes = _check_trainer(experiment.trainer)
     _check_sizes(experiment)
     experiment.data.check_files()
     requires = experiment.requires
@@ -46,7 +46,7 @@ def check(config: Mapping[str, Any]) -> None:
         requires = objective.requires  # which may depend on its settings
         backbone.encoder.check(requires, who=type(objective).__name__)
         check_supplies(type(objective).__name__, requires, experiment.data)
-        objective.prepare(experiment.data, 1)
+        objective.prepare(experiment.data, processes)
     if experiment.backbone["max_length"] is not None:
         _check_lengths(experiment, requires)
     if objective is None:
@@ -55,13 +55,15 @@ def check(config: Mapping[str, Any]) -> None:
         evaluator.check_backbone(backbone)  # with what the objective added to it
 
 
-def _check_trainer(settings: Mapping[str, Any]) -> None:
+def _check_trainer(settings: Mapping[str, Any]) -> int:
+    """How many processes will train."""
     if settings["log_every_n_steps"] is not None and settings["log_every_n_steps"] < 1:
         raise InputError(f"trainer.log_every_n_steps must be at least 1, got {settings['log_every_n_steps']}")
     try:
-        Trainer(**settings, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+        trainer = Trainer(**settings, logger=False, enable_checkpointing=False, enable_progress_bar=False)
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise InputError(f"trainer: {str(error).splitlines()[0]}") from error
+    return trainer.world_size
 
 
 def _check_sizes(experiment: Experiment) -> None:

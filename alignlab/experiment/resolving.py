@@ -130,13 +130,24 @@ def _stages(config: Mapping[str, Any], checker: Checker) -> dict[str, dict[str, 
 
 
 def outlined(settings: Mapping[str, Any], stages: Mapping[str, Any]) -> dict[str, Any]:
-    """Resolved backbone settings whose ``stage:NAME`` is replaced by what that stage itself starts from."""
+    """Resolved backbone settings whose ``stage:NAME`` is replaced by what that stage itself starts from.
+
+    Raises:
+        InputError: A stage gives a dual encoder where another kind is needed.
+    """
     path, text_tower = settings["path"], settings["text_tower"]
     while path.startswith(STAGE):
         before = stages[path.removeprefix(STAGE)]["backbone"]
+        if text_tower is not None and before["text_tower"] is not None:
+            raise InputError(f"backbone.text_tower: {path} has a text tower of its own; leave text_tower out")
         path, text_tower = before["path"], text_tower or before["text_tower"]
     while text_tower is not None and text_tower.startswith(STAGE):
-        text_tower = stages[text_tower.removeprefix(STAGE)]["backbone"]["path"]
+        before = stages[text_tower.removeprefix(STAGE)]["backbone"]
+        if before["text_tower"] is not None:
+            raise InputError(
+                f"backbone.text_tower: {text_tower} is a dual encoder; what reads the texts has to be a language model"
+            )
+        text_tower = before["path"]
     return {**settings, "path": path, "text_tower": text_tower, "take": None}
 
 

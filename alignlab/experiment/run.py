@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.strategies import ParallelStrategy
+from torch import distributed
 
 from alignlab.backbones import Backbone, DualEncoder, open_backbone
 from alignlab.errors import InputError
@@ -196,6 +199,7 @@ def _train_and_judge(
     )
     if not trainer.is_global_zero:
         raise SystemExit(0)  # the other processes have nothing more to do
+    _go_on_alone(trainer)
     started = time.perf_counter()
     backbone.to(trainer.strategy.root_device)  # Lightning hands the model back on the CPU
     scores, items = evaluate(
@@ -211,6 +215,17 @@ def _train_and_judge(
         mirror.finish()
     notify(Progress("done", trainer.global_step, trainer.global_step, scores))
     return metrics
+
+
+def _go_on_alone(trainer: Trainer) -> None:
+    """Leave the group of processes that Lightning started, so that a later stage can start some."""
+    strategy = trainer.strategy
+    if not isinstance(strategy, ParallelStrategy) or strategy.cluster_environment.creates_processes_externally:
+        return
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+        for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            os.environ.pop(name, None)
 
 
 def _summary(

@@ -200,7 +200,7 @@ def sigmoid_contrastive(
     signs = -torch.ones_like(logits)
     if not negatives_only:
         signs.fill_diagonal_(1)
-    return -F.logsigmoid(signs * logits).sum() / len(images)
+    return -F.logsigmoid(signs * logits).sum() / max(1, len(images))
 
 
 def similarities(queries: Tensor, targets: Tensor) -> Tensor:
@@ -222,9 +222,10 @@ def _check_pairs(queries: Tensor, targets: Tensor, labels: Tensor | None) -> Non
 
 def _cross_entropy(logits: Tensor, positives: Tensor, smoothing: float, exclude: Tensor | None) -> Tensor:
     if exclude is None:
-        return F.cross_entropy(logits, positives, label_smoothing=smoothing)
+        losses = F.cross_entropy(logits, positives, label_smoothing=smoothing, reduction="sum")
+        return losses / max(1, len(logits))
     hidden = exclude.scatter(1, positives[:, None], False)
     logps = logits.masked_fill(hidden, -math.inf).log_softmax(1)
     right = logps.gather(1, positives[:, None])[:, 0]
     spread = logps.masked_fill(hidden, 0.0).sum(1) / (~hidden).sum(1)
-    return -((1 - smoothing) * right + smoothing * spread).mean()
+    return -((1 - smoothing) * right + smoothing * spread).sum() / max(1, len(logits))

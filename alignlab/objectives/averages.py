@@ -27,7 +27,12 @@ class Averages:
         mean = upcast(loss.mean.detach())  # and with it the row, since stacking promotes
         weight = torch.as_tensor(loss.weight, dtype=mean.dtype, device=mean.device)
         report = [_on(mean.device, value) for value in loss.report.values()]
-        self.rows.setdefault(("loss", *loss.report), []).append(torch.stack([weight, mean, *report]).detach())
+        if loss.report_weight is None:
+            self.rows.setdefault(("loss", *loss.report), []).append(torch.stack([weight, mean, *report]).detach())
+        else:
+            over = torch.as_tensor(loss.report_weight, dtype=mean.dtype, device=mean.device)
+            self.rows.setdefault(("loss",), []).append(torch.stack([weight, mean]).detach())
+            self.rows.setdefault(tuple(loss.report), []).append(torch.stack([over, *report]).detach())
         return weight.detach()
 
     def flush(self, strategy: Strategy) -> dict[str, float]:

@@ -27,12 +27,14 @@ class Loss:
     Args:
         mean: Scalar, the mean over this batch.
         weight: What the mean is over: supervised tokens, pairs, summed weights.
-        report: Detached scalars to log, averaged with the same weight.
+        report: Detached scalars to log.
+        report_weight: What these are means over; None: what the loss is.
     """
 
     mean: Tensor
     weight: Tensor | float
     report: Mapping[str, Tensor] = field(default_factory=dict)
+    report_weight: Tensor | float | None = None
 
 
 class Objective(LightningModule):
@@ -148,6 +150,13 @@ class Objective(LightningModule):
             metrics = self._log("val", self._validated, self.trainer.global_step)
             self.log("val/loss", metrics["val/loss"], logger=False)
         self._validated = Averages()
+
+    def optimizer_step(self, *arguments: Any, **named: Any) -> None:
+        super().optimizer_step(*arguments, **named)
+        self.after_step()
+
+    def after_step(self) -> None:
+        """Set right in place what a step may not leave as it is, before a checkpoint holds it; by default nothing."""
 
     def configure_optimizers(self) -> dict:
         return optimizer_and_schedule(self, self.optimization, int(self.trainer.estimated_stepping_batches))

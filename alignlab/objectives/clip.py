@@ -51,6 +51,5 @@ class CLIP(Contrastive):
         report = {"scale": scale.detach()} | cosine_report(similarities(images, all_texts), own)
         return Loss(mean, len(images), report)
 
-    def on_train_batch_end(self, *arguments) -> None:
+    def after_step(self) -> None:
         clamp(self.log_scale, self.max_scale)
-        super().on_train_batch_end(*arguments)

@@ -77,7 +77,6 @@ class InfoNCE(Contrastive):
         report = {"scale": self.log_scale.detach().exp()} | cosine_report(similarities(queries, candidates), own)
         return Loss(mean, len(batch), report)
 
-    def on_train_batch_end(self, *arguments) -> None:
+    def after_step(self) -> None:
         if self.log_scale.requires_grad:
             clamp(self.log_scale, self.max_scale)
-        super().on_train_batch_end(*arguments)

@@ -19,10 +19,10 @@ class LLM2CLIP(CLIP):
         CLIP with x = picture,  y = adapter(e),  e the language model's state of the text's last token
 
     Second stage of LLM2CLIP, Huang et al. 2024, https://arxiv.org/abs/2411.04997; microsoft/LLM2CLIP, ``llm2clip``. The
-    backbone is a dual encoder with a ``text_tower``; its first stage trains that on captions, e.g. InfoNCE as an
-    earlier stage of the experiment. The language model is frozen here, whatever the adapter says, and kept in
-    evaluation mode: what it reads has to stay the same. Which of several captions a sample shows is the data's choice
-    (``Example.target``); the official code takes the short or the long one with probability 1/2.
+    backbone is a dual encoder with a ``text_tower``, which ``LLM2CLIPText``, an earlier stage, tunes on captions. The
+    language model is frozen here, whatever the adapter says, and kept in evaluation mode: what it reads has to stay
+    the same. Which of several captions a sample shows is the data's choice (``Example.target``); the official code
+    takes the short or the long one with probability 1/2.
 
     Args:
         precomputed: Read e from the data (``embedding``) instead of the language model, which then is run for texts in
@@ -64,7 +64,8 @@ class LLM2CLIP(CLIP):
         self.train(self.training)
 
     def prepare(self, data: AlignmentData, num_processes: int) -> None:
-        examples, width = data.examples("train"), self.backbone.text_adapter.in_dim
+        super().prepare(data, num_processes)
+        examples, width = data.filled("train"), self.backbone.text_adapter.in_dim
         if self.precomputed and len(examples) and (given := len(examples[0].embedding)) != width:
             raise InputError(
                 f"LLM2CLIP: the data's embeddings have {given} numbers, but the text tower's have {width}; they have "

@@ -1,6 +1,7 @@
 """Mixture: a weighted sum of objectives on one backbone."""
 
 from collections.abc import Callable, Mapping
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ class Mixture(Objective):
         sum over parts p of weights_p * mean_p
 
     The parts' means are over different things (tokens, pairs), each over all processes; micro-batches count by samples.
-    Of the parts' hooks ``on_train_batch_end`` is called, no other.
+    Of the parts' hooks ``prepare``, ``after_step`` and ``train`` are called, no other.
 
     Args:
         parts: Name -> objective, still to be given its backbone; the names prefix what each part reports.
@@ -48,10 +49,10 @@ class Mixture(Objective):
         self.parts = nn.ModuleDict({name: part(backbone) for name, part in parts.items()})
         self.weights = {name: (weights or {}).get(name, 1.0) for name in parts}
         for name, part in self.parts.items():
-            if unheard := _hooks(part) - {"on_train_batch_end"}:
+            if unheard := _hooks(part):
                 raise InputError(
                     f"Mixture: part {name} has the hook {', '.join(sorted(unheard))}, which a mixture does not call; "
-                    f"train {type(part).__name__} alone, or move what it does there into its loss or on_train_batch_end"
+                    f"train {type(part).__name__} alone, or move what it does there into its loss or after_step"
                 )
         self.per_process = "; ".join(part.per_process for part in self.parts.values() if part.per_process)
         self.requires = tuple(dict.fromkeys(field for part in self.parts.values() for field in part.requires))
@@ -68,15 +69,22 @@ class Mixture(Objective):
         report |= {f"{name}/{key}": value for name, loss in losses.items() for key, value in loss.report.items()}
         return Loss(mean, len(batch), report)
 
-    def on_train_batch_end(self, *arguments) -> None:
+    def after_step(self) -> None:
         for part in self.parts.values():
-            part.on_train_batch_end(*arguments)
+            part.after_step()
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        for part in self.parts.values():
+            if type(part).train is not Objective.train:  # keeps something of the backbone in evaluation mode
+                part.train(mode)
+        return self
 
 
 def _hooks(part: Objective) -> set[str]:
     """What a part has of its own of what Lightning calls."""
-    steps = ("setup", "training_step", "validation_step", "configure_optimizers", "configure_gradient_clipping")
-    names = [name for name in dir(type(part)) if name.startswith("on_") or name in steps]
+    steps = ("setup", "training_step", "validation_step", "optimizer_step")
+    names = [name for name in dir(type(part)) if name.startswith(("on_", "configure_")) or name in steps]
     return {name for name in names if getattr(type(part), name) is not getattr(Objective, name, None)}
 
 

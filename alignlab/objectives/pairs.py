@@ -37,13 +37,13 @@ def upper_end(who: str, log_scale: nn.Parameter, scale: float | None, max_scale:
 
     Released SigLIP weights have a scale of 112, for example (open_clip#746).
     """
+    if scale is not None and max_scale is not None and scale > max_scale:
+        raise InputError(f"{who} needs scale <= max_scale, got {scale = }, {max_scale = }; max_scale: null lifts it")
     if max_scale is None or log_scale.is_meta:
         return max_scale
     start = float(log_scale.detach().exp())
     if start <= max_scale * (1 + 1e-4):  # a scale that was clamped there before may be above by rounding
         return max_scale
-    if scale is not None:
-        raise InputError(f"{who} needs scale <= max_scale, got {scale = }, {max_scale = }; max_scale: null lifts it")
     rank_zero_warn(f"{who}: the model's own scale is {start:.1f}, so max_scale = {max_scale:g} is lifted")
     return None
 

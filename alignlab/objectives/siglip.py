@@ -70,6 +70,5 @@ class SigLIP(Contrastive):
         report = {"scale": scale.detach(), "bias": bias.detach()}
         return Loss(mean, len(images), report | cosine_report(similarities(images, all_texts), own))
 
-    def on_train_batch_end(self, *arguments) -> None:
+    def after_step(self) -> None:
         clamp(self.log_scale, self.max_scale)
-        super().on_train_batch_end(*arguments)

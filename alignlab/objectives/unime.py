@@ -74,4 +74,4 @@ class UniME(Contrastive):
             "positive_cosine": positive.mean(),
             "hard_cosine": cosines.gather(1, hard)[~missing].sum() / (~missing).sum().clamp(min=1),
         }
-        return Loss(mean, (~missing).any(1).sum(), report)
+        return Loss(mean, (~missing).any(1).sum(), report, report_weight=len(batch))

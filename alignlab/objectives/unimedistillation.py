@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
+from alignlab.backbones.batching import stacked
 from alignlab.batch import Batch
 from alignlab.data import AlignmentData
 from alignlab.errors import InputError
@@ -61,7 +62,7 @@ class UniMEDistillation(Contrastive):
             )
         if not (first and self.include_self):
             return
-        teacher = normalize(torch.tensor([example.embedding for example in first]))
+        teacher = normalize(stacked(first))
         itself = (self.teacher_scale * similarities(teacher, teacher)).softmax(1).diagonal().mean().item()
         if itself > 0.99:
             rank_zero_warn(

@@ -185,6 +185,12 @@ class TestContents:
         pieces = torch.cat([backbone.embed(piece) for piece in cut(tokens, size)])
         torch.testing.assert_close(pieces, backbone.embed(tokens), rtol=1e-5, atol=1e-7)
 
+    def test_pictures_alone_are_cut_without_tokens(self, backbone):
+        tokens = backbone.encoder.contents([(picture,) for picture in pictures(3)])
+        assert tokens.input_ids.shape == (3, 0)
+        pieces = torch.cat([backbone.embed(piece) for piece in cut(tokens, 2)])
+        torch.testing.assert_close(pieces, backbone.embed(tokens), rtol=1e-5, atol=1e-7)
+
     def test_as_many_tokens_as_colours_are_no_rows_of_tokens(self, backbone):
         # Two pictures in the first of two rows of three tokens: pixels (2, 3, ...) are pictures, not rows.
         tokens = backbone.encoder.contents([tuple(pictures(2)), ("yes",)])

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,8 +10,10 @@ from alignlab import InputError
 from alignlab.adapters import Full
 from alignlab.backbones import open_backbone
 from alignlab.backbones.tiny import write_tiny_dual
+from alignlab.data import Scenes
+from alignlab.experiment.fitting import fit
 from alignlab.functional import normalize
-from alignlab.objectives import CLIP, InfoNCE
+from alignlab.objectives import CLIP, InfoNCE, Optimization, SigLIP
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +94,7 @@ def test_the_scale_is_clamped_after_the_step(tiny_backbone):
     objective = CLIP(tiny_backbone, scale=90.0)
     with torch.no_grad():
         objective.log_scale += 1.0
-    objective.on_train_batch_end(None, None, 0)
+    objective.after_step()
     assert objective.log_scale.exp().item() == pytest.approx(100.0)
 
 
@@ -101,7 +104,7 @@ def test_a_model_that_comes_with_a_larger_scale_lifts_the_clamp_with_a_warning(c
         backbone.logit_scale.fill_(4.7215)  # as released SigLIP weights have it
     with pytest.warns(UserWarning, match="the model's own scale is 112.3, so max_scale = 100 is lifted"):
         objective = CLIP(backbone)
-    objective.on_train_batch_end(None, None, 0)
+    objective.after_step()
     assert objective.log_scale.item() == pytest.approx(4.7215)
     with torch.no_grad():
         backbone.logit_scale.fill_(math.log(100.0) + 1e-6)  # clamped by an earlier training
@@ -124,3 +127,32 @@ def test_a_siglip_model_may_be_trained_so_too(tmp_path, examples):
     loss = objective.loss(batch)
     torch.testing.assert_close(loss.mean, (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2)
     assert loss.report["scale"].shape == ()
+
+
+@pytest.mark.parametrize("objective", [CLIP, SigLIP])
+def test_chunks_on_a_dual_encoder_that_reads_pictures_alone(objective, tmp_path, examples):
+    write_tiny_dual(tmp_path, CLIPConfig)
+    backbone = open_backbone(str(tmp_path), dtype="float64")
+    alone = [replace(example, query=example.query[:1], target=example.target[:1]) for example in examples[:7]]
+    found = []
+    for size in (None, 3):
+        made = objective(backbone, chunk_size=size).double()
+        made.zero_grad()
+        loss = made.loss(backbone.encoder.batch(alone, made.requires)).mean
+        loss.backward()
+        found.append((loss.detach(), {n: p.grad.clone() for n, p in made.named_parameters() if p.grad is not None}))
+    (whole, expected), (chunks, gradients) = found
+    torch.testing.assert_close(chunks, whole, rtol=1e-10, atol=0)
+    assert expected.keys() == gradients.keys() and len(expected) > 20
+    for name, gradient in expected.items():
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-7, atol=1e-10, msg=name)
+
+
+def test_a_checkpoint_holds_the_scale_as_it_is_clamped(tiny_path, tmp_path):
+    objective = CLIP(open_backbone(str(tiny_path)), scale=5.0, max_scale=5.0)
+    data = Scenes(num_train=32, num_val=4, batch_size=8)
+    objective.optimization = Optimization(lr=0.1)
+    fit(objective, data, {"max_steps": 3, "accelerator": "cpu", "limit_val_batches": 0}, tmp_path, checkpoint_every=1)
+    kept = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]["log_scale"]
+    assert kept.exp().item() <= 5.0 * (1 + 1e-6)
+    assert torch.equal(kept, objective.log_scale.detach())

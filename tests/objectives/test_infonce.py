@@ -43,7 +43,7 @@ def test_the_scale_is_clamped_after_the_step_but_not_in_the_loss(tiny_backbone, 
         objective.log_scale += 1.0
     objective.loss(batch_of(objective, examples)).mean.backward()
     assert objective.log_scale.grad != 0  # it could still come back by itself
-    objective.on_train_batch_end(None, None, 0)
+    objective.after_step()
     assert objective.log_scale.exp().item() == pytest.approx(50.0)
 
 

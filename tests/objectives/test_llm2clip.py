@@ -1,5 +1,4 @@
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +8,10 @@ from alignlab import InputError
 from alignlab.adapters import Full
 from alignlab.backbones import open_backbone
 from alignlab.backbones.tiny import write_tiny_dual
+from alignlab.data import Scenes
+from alignlab.experiment.config import resolve
+from alignlab.experiment.embed import embed
+from alignlab.experiment.run import load, run
 from alignlab.functional import info_nce, normalize
 from alignlab.objectives import CLIP, LLM2CLIP
 
@@ -70,10 +73,33 @@ def test_precomputed_embeddings_stand_for_the_language_model(backbone, examples)
 
 
 def test_embeddings_of_another_width_are_refused_before_training(backbone, examples):
-    data = SimpleNamespace(examples=lambda split: [replace(examples[0], embedding=(0.0,) * 7)])
+    data = Scenes(num_train=8, num_val=2, batch_size=4)  # whose own teacher has 184 numbers
     LLM2CLIP(backbone).prepare(data, 1)
-    with pytest.raises(InputError, match="the data's embeddings have 7 numbers, but the text tower's have 32"):
+    with pytest.raises(InputError, match="the data's embeddings have 184 numbers, but the text tower's have 32"):
         LLM2CLIP(backbone, precomputed=True).prepare(data, 1)
+    with pytest.raises(InputError, match="LLM2CLIP compares each sample .* data.batch_size = 1"):
+        LLM2CLIP(backbone).prepare(Scenes(batch_size=1), 1)
+
+
+def test_a_file_of_the_text_tower_s_embeddings_trains_as_the_text_tower_does(backbone, tmp_path):
+    data = {"class_path": "Scenes", "init_args": {"num_train": 8, "num_val": 4, "batch_size": 8, "instructions": False}}
+    backbone.save(tmp_path / "towers")
+    config = {
+        "objective": {"class_path": "LLM2CLIP", "init_args": {"precomputed": True}},
+        "backbone": {"path": str(tmp_path / "towers")},
+        "data": data, "trainer": {"max_steps": 1}, "evaluators": [], "wandb": {"mode": "disabled"},
+    }  # fmt: skip
+    embed(resolve({**config, "objective": "CLIP"}), tmp_path / "texts.safetensors", str(tmp_path / "towers"))
+    init_args = {**data["init_args"], "embeddings": str(tmp_path / "texts.safetensors")}
+    run(resolve({**config, "data": {**data, "init_args": init_args}}), tmp_path / "read")
+    run(resolve({**config, "objective": "LLM2CLIP"}), tmp_path / "computed")
+    first, second = (load(tmp_path / name).state_dict() for name in ("read", "computed"))
+    start = backbone.state_dict()
+    moved = [name for name, value in first.items() if name in start and not torch.equal(value, start[name])]
+    assert any("text_adapter" in name for name in moved) and any("vision_tower" in name for name in moved)
+    assert not any("language_model" in name for name in moved)
+    for name, value in first.items():
+        torch.testing.assert_close(value, second[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
 def test_a_backbone_without_an_adapter_is_refused(tiny_backbone, tmp_path):

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from alignlab import InputError
-from alignlab.objectives import MLE, InfoNCE, Mixture
+from alignlab.backbones import open_backbone
+from alignlab.objectives import LLM2CLIP, MLE, InfoNCE, Mixture, SigLIP
 
 
 def test_is_the_weighted_sum_of_its_parts(tiny_backbone, examples):
@@ -45,7 +46,7 @@ class Hooked(MLE):
 class Counting(MLE):
     steps = 0
 
-    def on_train_batch_end(self, *arguments):
+    def after_step(self):
         self.steps += 1
 
 
@@ -59,9 +60,16 @@ def test_a_part_keeps_its_clamp_and_what_it_does_after_a_step(tiny_backbone):
     )
     with torch.no_grad():
         mixture.parts["contrast"].log_scale += 1
-    mixture.on_train_batch_end(None, None, 0)
+    mixture.after_step()
     assert mixture.parts["contrast"].log_scale.exp().item() == pytest.approx(50.0)
     assert mixture.parts["count"].steps == 1
+
+
+def test_a_part_that_keeps_the_language_model_in_evaluation_mode_does_so_beside_others(tiny_path):
+    backbone = open_backbone(str(tiny_path), text_tower=str(tiny_path))
+    mixture = Mixture(backbone, parts={"frozen": LLM2CLIP, "pairs": SigLIP}).eval().train()
+    assert mixture.training and mixture.parts["pairs"].training
+    assert not backbone.parts["language_model"].training and backbone.parts["vision_tower"].training
 
 
 def test_a_hook_that_would_not_be_called_is_refused(tiny_backbone):

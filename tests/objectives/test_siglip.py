@@ -98,7 +98,7 @@ def test_the_scale_is_clamped_after_the_step_where_asked_for(tiny_backbone):
         objective = SigLIP(copy.deepcopy(tiny_backbone), scale=90.0, max_scale=max_scale)
         with torch.no_grad():
             objective.log_scale += 1.0
-        objective.on_train_batch_end(None, None, 0)
+        objective.after_step()
         assert objective.log_scale.exp().item() == pytest.approx(expected)
 
 

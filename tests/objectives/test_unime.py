@@ -3,10 +3,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from alignlab import InputError
 from alignlab.functional import hard_negative_info_nce, info_nce, normalize
 from alignlab.objectives import UniME
+from alignlab.objectives.averages import Averages
 
 
 def batch_of(objective, examples):
@@ -57,6 +59,14 @@ def test_it_falls_on_one_batch(tiny_backbone, examples):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_what_is_filtered_is_a_share_of_all_queries_also_where_none_has_a_candidate(tiny_backbone64, examples):
+    averages, batch = Averages(), batch_of(UniME(tiny_backbone64), examples[:6])
+    averages.add(UniME(tiny_backbone64, margin=-3.0).loss(batch))  # everything is filtered
+    averages.add(UniME(tiny_backbone64, margin=2.0).loss(batch))  # nothing is
+    found = averages.flush(SingleDeviceStrategy("cpu"))
+    assert found["filtered"] == pytest.approx(0.5) and found["loss"] > 0
 
 
 @pytest.mark.parametrize("settings", [{"scale": 0.0}, {"num_hard": 0}])
