@@ -161,3 +161,19 @@ def test_two_processes_train_like_one(tmp_path, tiny_path):
     for one, two in zip(*curves, strict=True):
         assert two["train/loss"] == pytest.approx(one["train/loss"], rel=1e-4)
         assert two["train/grad_norm"] == pytest.approx(one["train/grad_norm"], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_two_processes_go_from_stage_to_stage(tmp_path, tiny_path):
+    (tmp_path / "stages.yaml").write_text(
+        f"objective: InfoNCE\n"
+        f"backbone: {{path: 'stage:one'}}\n"
+        f"stages: {{one: {{backbone: {{path: {tiny_path}}}}}}}\n"
+        "trainer: {max_steps: 2, limit_val_batches: 0, accelerator: cpu, devices: 2}\n"
+        "data: {class_path: Scenes, init_args: {num_train: 16, num_val: 4, batch_size: 1}}\n"  # two, over all processes
+        "wandb: {mode: disabled}\n"
+    )
+    result = alignlab("fit", "--config", tmp_path / "stages.yaml", "--output", tmp_path / "run")
+    assert result.returncode == 0, result.stderr
+    for folder in (tmp_path / "run", tmp_path / "run" / "stages" / "one"):
+        assert json.loads((folder / "metrics.json").read_text())["samples"] == 4

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.strategies import ParallelStrategy
 from torch import distributed
 
 from alignlab.backbones import Backbone, DualEncoder, open_backbone
@@ -219,8 +218,7 @@ def _train_and_judge(
 
 def _go_on_alone(trainer: Trainer) -> None:
     """Leave the group of processes that Lightning started, so that a later stage can start some."""
-    strategy = trainer.strategy
-    if not isinstance(strategy, ParallelStrategy) or strategy.cluster_environment.creates_processes_externally:
+    if trainer.strategy.launcher is None:  # there is none, or it was started from outside
         return
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()

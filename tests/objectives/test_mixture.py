@@ -69,7 +69,7 @@ def test_a_part_that_keeps_the_language_model_in_evaluation_mode_does_so_beside_
     backbone = open_backbone(str(tiny_path), text_tower=str(tiny_path))
     mixture = Mixture(backbone, parts={"frozen": LLM2CLIP, "pairs": SigLIP}).eval().train()
     assert mixture.training and mixture.parts["pairs"].training
-    assert not backbone.parts["language_model"].training and backbone.parts["vision_tower"].training
+    assert not backbone.parts["language_model"][0].training and backbone.parts["vision_tower"][0].training
 
 
 def test_a_hook_that_would_not_be_called_is_refused(tiny_backbone):
