@@ -187,6 +187,7 @@ def _train_and_judge(
 
         name = f"{type(objective).__name__}-seed{config['seed']}"
         mirror = wandb.mirror(experiment.wandb, config=config, folder=output, name=name, id=run_id(config, output))
+    from_outside = "LOCAL_RANK" in os.environ  # by torchrun, say
     trainer = fit(
         objective,
         experiment.data,
@@ -198,9 +199,11 @@ def _train_and_judge(
     )
     if not trainer.is_global_zero:
         raise SystemExit(0)  # the other processes have nothing more to do
-    _go_on_alone(trainer)
+    device = trainer.strategy.root_device
+    if not from_outside:
+        _go_on_alone()
     started = time.perf_counter()
-    backbone.to(trainer.strategy.root_device)  # Lightning hands the model back on the CPU
+    backbone.to(device)  # Lightning hands the model back on the CPU
     scores, items = evaluate(
         backbone, experiment, output, lambda name: notify(Progress("evaluate", trainer.global_step, 0, {}))
     )
@@ -216,10 +219,8 @@ def _train_and_judge(
     return metrics
 
 
-def _go_on_alone(trainer: Trainer) -> None:
+def _go_on_alone() -> None:
     """Leave the group of processes that Lightning started, so that a later stage can start some."""
-    if trainer.strategy.launcher is None:  # there is none, or it was started from outside
-        return
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
         for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):

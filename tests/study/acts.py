@@ -15,12 +15,12 @@ from alignlab.study.worker import Notify
 
 
 def act(config: dict[str, Any], directory: Path, notify: Notify) -> None:
-    """Do what the config's ``backbone`` says, and finish like a run; count the attempts."""
+    """Do what the config says that its backbone is, and finish like a run; count the attempts."""
     with open(directory / "attempts", "a") as file:
         file.write("I")
     print("on standard output")
     print("on standard error", file=sys.stderr)
-    what = config["backbone"]
+    what = config["backbone"]["path"]
     if what == "raise":
         raise ValueError("the loss is nan")
     if what == "raise once" and (directory / "attempts").read_text() == "I":
@@ -46,7 +46,7 @@ def study_of(directory: Path, *whats: str) -> Study:
     """One arm for everything to do."""
     cells = []
     for index, what in enumerate(whats):
-        config = {"backbone": what, "seed": index}
+        config = {"backbone": {"path": what}, "seed": index}
         hash = digest(config)
         cells.append(Cell(f"arm{index}", "start", index, config, directory / "cells" / hash, hash, {}))
     arms = tuple(cell.arm for cell in cells)
