@@ -59,6 +59,11 @@ def _check_trainer(settings: Mapping[str, Any]) -> int:
     """How many processes will train."""
     if settings["log_every_n_steps"] is not None and settings["log_every_n_steps"] < 1:
         raise InputError(f"trainer.log_every_n_steps must be at least 1, got {settings['log_every_n_steps']}")
+    if str(settings["precision"]).endswith("-true") and settings["precision"] != "32-true":
+        raise InputError(
+            f"trainer.precision: {settings['precision']} would change what models and batches are; for mixed precision "
+            "use bf16-mixed or 16-mixed, for weights of another type backbone.dtype"
+        )
     try:
         trainer = Trainer(**settings, logger=False, enable_checkpointing=False, enable_progress_bar=False)
     except (MisconfigurationException, ValueError, TypeError) as error:

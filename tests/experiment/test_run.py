@@ -266,6 +266,7 @@ def test_the_last_checkpoint_is_that_of_the_last_step(config, tmp_path):
         ({"trainer": {"max_steps": -5}}, "trainer: .*max_steps"),
         ({"trainer": {"accelerator": "warp"}}, "trainer: .*warp"),
         ({"trainer": {"log_every_n_steps": 0}}, "log_every_n_steps must be at least 1"),
+        ({"trainer": {"precision": "bf16-true"}}, "trainer.precision: bf16-true would change"),
         (
             {"data": {"class_path": "Scenes", "init_args": {"num_train": 4}}},
             "4 training examples, fewer than one batch",
