@@ -20,7 +20,8 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from alignlab.backbones.contents import ChatTexts, ContentEncoder, padding_id
+from alignlab.backbones.contents import ChatTexts, ContentEncoder
+from alignlab.backbones.encoding import padding_id
 from alignlab.backbones.kinds import is_dual, is_generative
 from alignlab.backbones.locations import locate
 from alignlab.backbones.parted import Dtype, Part

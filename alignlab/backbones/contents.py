@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 
 from alignlab.backbones.batching import Batching
-from alignlab.backbones.encoding import Encoder
+from alignlab.backbones.encoding import Encoder, padding_id
 from alignlab.backbones.pictures import open_image
 from alignlab.backbones.ragged import pad
 from alignlab.batch import IGNORE, Content, Tokens
@@ -130,8 +130,3 @@ class ContentEncoder(Batching):
 
     def _pixels(self, pictures: Sequence[Any]) -> dict[str, Any]:
         return dict(self.image_processor(images=pictures, return_tensors="pt")) if pictures else {}
-
-
-def padding_id(tokenizer: Any) -> int:
-    """The token that fills up; the end token where a tokenizer names none."""
-    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id

@@ -63,9 +63,7 @@ class Encoder(Batching):
         self.image_processor = processor.image_processor
         self.image_token_id = image_token_id
         self.max_length, self.padding_side = max_length, padding_side
-        self.pad_id = (
-            self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
-        )
+        self.pad_id = padding_id(self.tokenizer)
         # Some templates write the beginning-of-sequence token themselves, others leave it to the tokenizer.
         self.first_token = (
             self.tokenizer.bos_token if self.tokenizer("a").input_ids[0] == self.tokenizer.bos_token_id else ""
@@ -255,6 +253,11 @@ class Encoder(Batching):
                 f"max_length = {self.max_length} would cut a {row.id} of {length} tokens, whose end asks for the "
                 f"answer; set backbone.max_length to at least {length}, or null"
             )
+
+
+def padding_id(tokenizer: Any) -> int:
+    """The token that fills up; the end token where a tokenizer names none."""
+    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
 def image_token_id(config: Any) -> int:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoProcessor
 
-from alignlab.backbones.contents import ContentEncoder, PlainTexts, padding_id
+from alignlab.backbones.contents import ContentEncoder, PlainTexts
+from alignlab.backbones.encoding import padding_id
 from alignlab.backbones.kinds import is_dual
 from alignlab.backbones.locations import locate
 from alignlab.backbones.parted import Dtype

@@ -78,9 +78,9 @@ class Evaluator(ABC):
     def __init__(
         self,
         *,
-        num_examples: int,
-        batch_size: int,
-        split: Split,
+        num_examples: int = 256,
+        batch_size: int = 64,
+        split: Split = "test",
         data: AlignmentData | None = None,
         label: str | None = None,
         blind: bool = False,

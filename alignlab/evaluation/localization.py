@@ -10,7 +10,7 @@ from alignlab.backbones import Backbone
 from alignlab.backbones.pictures import open_image
 from alignlab.backbones.words import answer_texts
 from alignlab.batch import Box, Example, Point, Tokens
-from alignlab.data.base import AlignmentData, Split
+from alignlab.data.base import AlignmentData
 from alignlab.errors import InputError
 from alignlab.evaluation.base import Evaluation, Evaluator, OnBatch, mean
 
@@ -43,20 +43,6 @@ class LocalizationError(Evaluator):
     name = "localization"
     requires = ("conversation", "points")
     blindfolds = ("shuffled_images", "text_only")
-
-    def __init__(
-        self,
-        *,
-        num_examples: int = 256,
-        batch_size: int = 64,
-        split: Split = "test",
-        data: AlignmentData | None = None,
-        label: str | None = None,
-        blind: bool = False,
-    ) -> None:
-        super().__init__(
-            num_examples=num_examples, batch_size=batch_size, split=split, data=data, label=label, blind=blind
-        )
 
     def check(self, data: AlignmentData | type[AlignmentData]) -> None:
         super().check(data)

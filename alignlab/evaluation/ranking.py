@@ -6,7 +6,7 @@ from torch import Tensor
 
 from alignlab.backbones import Backbone
 from alignlab.batch import Example
-from alignlab.data.base import AlignmentData, Split
+from alignlab.data.base import AlignmentData
 from alignlab.errors import InputError
 from alignlab.evaluation.base import Evaluation, Evaluator, OnBatch, mean
 from alignlab.evaluation.retrieval import distinct
@@ -35,20 +35,6 @@ class Ranking(Evaluator):
     requires = ("query", "target", "negatives")
     generative = False
     blindfolds = ("shuffled_images",)
-
-    def __init__(
-        self,
-        *,
-        num_examples: int = 256,
-        batch_size: int = 64,
-        split: Split = "test",
-        data: AlignmentData | None = None,
-        label: str | None = None,
-        blind: bool = False,
-    ) -> None:
-        super().__init__(
-            num_examples=num_examples, batch_size=batch_size, split=split, data=data, label=label, blind=blind
-        )
 
     def check(self, data: AlignmentData | type[AlignmentData]) -> None:
         super().check(data)

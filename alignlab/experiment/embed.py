@@ -2,7 +2,7 @@
 
 import fcntl
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -10,20 +10,14 @@ from typing import Any, BinaryIO
 from safetensors import SafetensorError, safe_open
 
 from alignlab.batch import Content
-from alignlab.data.base import AlignmentData, Split, check_supplies
+from alignlab.data.base import AlignmentData, check_supplies
 from alignlab.data.embeddings import head
 from alignlab.data.identity import fingerprint_of, id_hash, target_hash, words
 from alignlab.data.teachers import Teacher
 from alignlab.errors import InputError
 from alignlab.experiment.config import instantiate
-from alignlab.experiment.opening import data_in_words, open_teacher
+from alignlab.experiment.opening import SPLITS, OnProgress, data_in_words, teacher_named
 from alignlab.experiment.record import writing
-
-SPLITS: tuple[Split, ...] = ("train", "val")
-"""What training reads."""
-
-OnProgress = Callable[[str, int, int], None]
-"""Called with what is done, how many are done, and of how many."""
 
 
 def embed(
@@ -49,7 +43,7 @@ def embed(
         raise InputError(f"--batch_size must be at least 1, got {batch_size}")
     experiment = instantiate({**config, "stages": {}})
     check_supplies("alignlab embed", ("target",), experiment.data)
-    teacher = open_teacher(model, experiment)
+    teacher = teacher_named(model, experiment)
     examples = Targets(experiment.data, on_progress)
     fingerprint = fingerprint_of([*examples.targets, int(teacher.fingerprint, 16)])
     if output.exists():

@@ -1,7 +1,7 @@
 """mine: what ``alignlab mine`` does: hard negatives of a config's data, by a backbone, in one file."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,20 +20,14 @@ from alignlab.data.mining import Audit, Embedded, Filter, Found, audit, embed_ex
 from alignlab.data.teachers import BackboneTeacher
 from alignlab.errors import InputError
 from alignlab.experiment.config import instantiate
-from alignlab.experiment.opening import data_in_words, open_backbone
+from alignlab.experiment.opening import SPLITS, OnProgress, backbone_named, data_in_words
 from alignlab.experiment.record import replacing, writing
-
-SPLITS: tuple[Split, ...] = ("train", "val")
-"""What training reads; the negatives of a query are of its own split."""
 
 NUM_SHOWN = 5
 """Queries that are printed for a person to look at."""
 
 NUM_LISTED = 4
 """Negatives that are printed of each."""
-
-OnProgress = Callable[[str, int, int], None]
-"""Called with what is done, how many are done, and of how many."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +82,7 @@ def mine_data(
     Filter(settings.margin, settings.ratio)
     experiment = instantiate({**config, "stages": {}})
     check_supplies("alignlab mine", ("query", "target"), experiment.data)
-    teacher = BackboneTeacher(open_backbone(model, experiment), model)
+    teacher = BackboneTeacher(backbone_named(model, experiment), model)
     splits = {split: experiment.data.examples(split) for split in SPLITS}
     provenance = {
         "format": FORMAT,

@@ -1,21 +1,27 @@
 """opening: the model that a command names, and the data of its config."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
 
-from alignlab import backbones
-from alignlab.backbones import Backbone, DualEncoder, packaged
+from alignlab.backbones import Backbone, DualEncoder, open_backbone, packaged
+from alignlab.data.base import Split
 from alignlab.data.teachers import BackboneTeacher, SentenceTeacher, Teacher
 from alignlab.errors import InputError
 from alignlab.experiment.config import Experiment
 from alignlab.experiment.run import load
 
+SPLITS: tuple[Split, ...] = ("train", "val")
+"""What training reads."""
 
-def open_backbone(name: str, experiment: Experiment) -> Backbone | DualEncoder:
+OnProgress = Callable[[str, int, int], None]
+"""Called with what is done, how many are done, and of how many."""
+
+
+def backbone_named(name: str, experiment: Experiment) -> Backbone | DualEncoder:
     """The backbone of a run directory, or of a directory or name as ``backbone.path`` takes it.
 
     Its type, attention and longest sequence are those of the config, unless it is a run's, which has its own.
@@ -24,20 +30,20 @@ def open_backbone(name: str, experiment: Experiment) -> Backbone | DualEncoder:
         return load(name).to(_device(experiment))
     settings = {**experiment.backbone, "path": name, "fresh": (), "take": None, "text_tower": None}
     try:
-        return backbones.open_backbone(**settings).eval().to(_device(experiment))
+        return open_backbone(**settings).eval().to(_device(experiment))
     except InputError as error:
         raise InputError(f"--model: {str(error).removeprefix('backbone.path: ')}") from None
 
 
-def open_teacher(name: str, experiment: Experiment) -> Teacher:
-    """A backbone as ``open_backbone`` opens it, or a model of sentence-transformers.
+def teacher_named(name: str, experiment: Experiment) -> Teacher:
+    """A backbone as ``backbone_named`` opens it, or a model of sentence-transformers.
 
     A directory is the latter's if it holds ``modules.json``, as all of those do; a name that is no directory and no
     packaged checkpoint is looked for there.
     """
     folder = Path(name)
     if name in packaged() or (folder.is_dir() and not (folder / "modules.json").is_file()):
-        return BackboneTeacher(open_backbone(name, experiment), name)
+        return BackboneTeacher(backbone_named(name, experiment), name)
     if not folder.is_dir() and name.startswith((".", "/", "~")):
         raise InputError(f"--model: there is no directory {name}")
     return SentenceTeacher(name, _device(experiment))

@@ -58,14 +58,26 @@ class Contrastive(Objective):
         """
         return gather(embeddings) if self.training else (embeddings, 0)
 
-    def gather_negatives(self, batch: Batch, like: Tensor) -> Tensor:
-        """The embeddings (M, D) of all samples' own negatives, of all processes.
+    def candidates(
+        self, batch: Batch, targets: Tensor, *, negatives: bool, groups: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What the batch's queries choose among: the targets of all processes, then all samples' own negatives.
 
         Args:
-            like: Embeddings of the batch, in whose place none are taken where it has no negatives.
+            targets: (B, D), embedded.
+            negatives: Whether the samples' own negatives count; else N + M is N.
+            groups: Whether samples of one group are left out of each other's candidates.
+
+        Returns:
+            Candidates (N + M, D), the place (B,) of each sample's own target, and with groups (B, N + M) bool, which
+            are of the sample's group.
         """
-        own = like[:0] if batch.negatives is None else self.embed(batch.negatives)
-        return self.gather(own)[0]
+        found, start = self.gather(targets)
+        if negatives:  # none of one's own are a part of the targets, which every process has to gather all the same
+            own = targets[:0] if batch.negatives is None else self.embed(batch.negatives)
+            found = torch.cat([found, self.gather(own)[0]])
+        places = torch.arange(start, start + len(targets), device=targets.device)
+        return found, places, self.same_group(batch, len(found)) if groups else None
 
     def same_group(self, batch: Batch, num_candidates: int) -> Tensor:
         """Which candidates are of the group of each sample, (B, num_candidates) bool.

@@ -63,12 +63,8 @@ class InfoNCE(Contrastive):
 
     def loss(self, batch: Batch) -> Loss:
         queries, targets = self.embed(batch.query), self.embed(batch.target)  # (B, D)
-        all_queries, start = self.gather(queries)  # (N, D)
-        candidates, _ = self.gather(targets)
-        if self.negatives:
-            candidates = torch.cat([candidates, self.gather_negatives(batch, targets)])  # (N + M, D)
-        own = torch.arange(start, start + len(batch), device=queries.device)
-        same = self.same_group(batch, len(candidates)) if self.groups else None
+        all_queries, _ = self.gather(queries)  # (N, D)
+        candidates, own, same = self.candidates(batch, targets, negatives=self.negatives, groups=self.groups)
         settings = {"scale": self.log_scale.exp(), "labels": own, "label_smoothing": self.label_smoothing}
         mean = info_nce(queries, candidates, exclude=same, **settings)
         if self.symmetric:

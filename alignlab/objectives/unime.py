@@ -2,8 +2,6 @@
 
 from typing import Literal
 
-import torch
-
 from alignlab.batch import Batch
 from alignlab.errors import InputError
 from alignlab.functional import hard_cross_entropy, hard_negatives, repeated, similarities
@@ -54,13 +52,8 @@ class UniME(Contrastive):
         self.requires += ("negatives",) * negatives + ("group",) * groups
 
     def loss(self, batch: Batch) -> Loss:
-        queries = self.embed(batch.query)  # (B, D)
-        targets = self.embed(batch.target)
-        candidates, start = self.gather(targets)  # (N, D)
-        if self.negatives:
-            candidates = torch.cat([candidates, self.gather_negatives(batch, targets)])  # (N + M, D)
-        own = torch.arange(start, start + len(batch), device=queries.device)
-        same = self.same_group(batch, len(candidates)) if self.groups else None
+        queries, targets = self.embed(batch.query), self.embed(batch.target)  # (B, D)
+        candidates, own, same = self.candidates(batch, targets, negatives=self.negatives, groups=self.groups)
         cosines = similarities(queries, candidates)  # (B, N + M)
         hard, missing = hard_negatives(cosines, num_hard=self.num_hard, margin=self.margin, labels=own, exclude=same)
         if self.fill == "duplicate":

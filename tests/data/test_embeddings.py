@@ -201,7 +201,7 @@ class Fickle:
     ],
 )
 def test_a_teacher_that_goes_wrong_is_stopped(monkeypatch, tmp_path, later, message):
-    monkeypatch.setattr(command, "open_teacher", lambda name, experiment: Fickle(later))
+    monkeypatch.setattr(command, "teacher_named", lambda name, experiment: Fickle(later))
     with pytest.raises(InputError, match=message):
         embed(resolve(config()), tmp_path / "e", "fickle", batch_size=8)
     assert not (tmp_path / "e").exists()
