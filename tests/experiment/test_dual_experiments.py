@@ -5,11 +5,13 @@ import torch
 
 import alignlab
 from alignlab import Backbone, InputError
-from alignlab.backbones import DualEncoder
+from alignlab.backbones import PARTS, DualEncoder, open_backbone
 from alignlab.experiment.config import ConfigError, digest, resolve
 from alignlab.experiment.inspect import inspect
 from alignlab.experiment.preflight import preflight
+from alignlab.experiment.resolving import outlined
 from alignlab.experiment.run import evaluate_run, run
+from alignlab.objectives import CLIP, SigLIP
 
 
 @pytest.fixture
@@ -98,3 +100,28 @@ def test_without_a_text_tower_a_config_is_the_one_it_was(config, tiny_path):
 def test_inspect_shows_what_the_two_towers_read(config, tmp_path):
     page = inspect(resolve(config), tmp_path / "page.html", num_examples=2)
     assert "query" in page.read_text() and "target" in page.read_text()
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"path": "scenes-parts", "text_tower": "stage:dual"}, "stage:dual is a dual encoder; what reads the texts"),
+    ({"path": "stage:dual", "text_tower": "scenes-parts"}, "stage:dual has a text tower of its own"),
+])  # fmt: skip
+def test_what_a_stage_cannot_give_is_known_before_it_trains(settings, message):
+    stages = {"dual": {"backbone": {"path": "scenes-parts", "text_tower": "scenes-parts"}}}
+    with pytest.raises(InputError, match=message):
+        outlined({**settings, "take": None}, stages)
+
+
+def test_a_scale_above_the_clamp_is_known_without_weights(tiny_path):
+    with torch.device("meta"):
+        backbone = Backbone(str(tiny_path), fresh=PARTS)
+    with pytest.raises(InputError, match="CLIP needs scale <= max_scale"):
+        CLIP(backbone, scale=200.0)
+
+
+def test_scale_and_bias_keep_their_precision_in_smaller_files(tiny_path, tmp_path):
+    backbone = open_backbone(str(tiny_path), text_tower=str(tiny_path))
+    objective = SigLIP(backbone, init_bias=-2.6503)
+    backbone.save(tmp_path / "small", dtype="bfloat16")
+    again = open_backbone(str(tmp_path / "small"))
+    assert torch.equal(again.logit_bias, objective.bias) and again.logit_bias.dtype == torch.float32

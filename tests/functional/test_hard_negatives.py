@@ -181,6 +181,18 @@ def test_mismatched_counts_are_refused():
     assert sigmoid_contrastive(many, few, scale=1.0, bias=0.0, negatives_only=True) > 0
 
 
+def test_a_process_without_rows_has_a_loss_of_zero():
+    none, some = rows(2, 3)[:0].requires_grad_(), rows(4, 3)
+    for loss in (
+        info_nce(none, some, scale=1.0),
+        info_nce(none, some, scale=1.0, exclude=torch.zeros(0, 4, dtype=torch.bool)),
+        sigmoid_contrastive(none, some, scale=1.0, bias=0.0),
+        hard_negative_info_nce(none, some),
+    ):
+        loss.backward()
+        assert loss == 0
+
+
 class TestMultiplePositives:
     # Query 0 has the positives 0 and 1, query 1 the positive 2 and no other negative than 0, query 2 no positive.
     cosines = torch.tensor([[0.9, 0.5, 0.1], [0.2, 0.3, 0.4], [0.0, 0.1, 0.2]], dtype=torch.float64)

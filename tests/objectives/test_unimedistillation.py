@@ -77,6 +77,16 @@ def test_embeddings_of_two_widths_are_refused(tiny_backbone, examples):
         batch_of(UniMEDistillation(tiny_backbone), [replace(examples[0], embedding=())])
 
 
+def test_embeddings_that_are_missing_are_named_before_training(tiny_backbone, monkeypatch):
+    data = Scenes(batch_size=4)
+    some = [
+        replace(e, embedding=() if index == 2 else e.embedding) for index, e in enumerate(data.examples("train")[:8])
+    ]
+    monkeypatch.setattr(data, "examples", lambda split: some)
+    with pytest.raises(InputError, match="'train-2' has no embedding"):
+        UniMEDistillation(tiny_backbone).prepare(data, 1)
+
+
 def test_it_brings_the_similarities_to_the_teacher_s(tiny_backbone, examples):
     objective = UniMEDistillation(tiny_backbone)
     batch = batch_of(objective, examples, 12)
