@@ -1,4 +1,5 @@
 # Launches a study whose cells never end. It has no `if __name__ == "__main__"`, as a user's script may have none.
+import signal
 import sys
 from pathlib import Path
 
@@ -8,6 +9,8 @@ from acts import act, study_of
 
 from alignlab.study.launch import launch, preload
 
+# What a shell starts in the background ignores Ctrl-C, and with it all that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 directory = Path(sys.argv[1])
 with open(directory / "times main ran", "a") as file:
     file.write("I")
