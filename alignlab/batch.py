@@ -186,16 +186,24 @@ class Tokens:
         cut = {name: getattr(self, name)[rows, columns] for name in aligned}
         return replace(self, **cut, num_images=self.num_images[rows], vision=self._vision(rows, columns))
 
+    def along(self) -> dict[str, Tensor]:
+        """What of the vision inputs goes along with the tokens, (B, T, ...)."""
+        return {
+            key: value
+            for key, value in self.vision.items()
+            if isinstance(value, Tensor) and value.shape[:2] == self.input_ids.shape and not key.startswith("pixel_")
+        }
+
     def _vision(self, rows: Tensor, columns: slice) -> dict[str, Any]:
         pictures = _belonging(self.num_images, rows)
         num_pictures, even = int(self.num_images.sum()), bool((self.num_images == 1).all())
         grid = self.vision.get("image_grid_thw")  # where a picture is as many rows as it has patches
         patches = None if grid is None else _belonging(grid.prod(-1), pictures)
-        vision = {}
+        along, vision = self.along(), {}
         for key, value in self.vision.items():
             if not isinstance(value, Tensor | list):
                 vision[key] = value
-            elif isinstance(value, Tensor) and value.shape[:2] == self.input_ids.shape and not key.startswith("pixel_"):
+            elif key in along:
                 vision[key] = value[rows, columns]
             elif len(value) == num_pictures and (len(value) != len(self) or key.startswith(PICTURES)):
                 vision |= _chosen(key, value, pictures)

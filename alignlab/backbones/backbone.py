@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 
+from alignlab.backbones import blind
 from alignlab.backbones.encoding import Encoder
 from alignlab.backbones.parted import PARTS, Attention, Dtype, Part, Parted
 from alignlab.backbones.reading import random_model, read_model
 from alignlab.batch import Tokens
+from alignlab.functional import upcast
 
 
 @dataclass(frozen=True)
@@ -97,13 +99,12 @@ class Backbone(Parted):
 
     def hidden(self, tokens: Tokens, *, features: Any = None) -> Tensor:
         """The decoder's last states (B, T, D), after its final norm, without the LM head."""
-        vision = dict(tokens.vision)
-        if features is not None:
-            vision = {key: value for key, value in vision.items() if key not in self._image_arguments}
-            vision["mm_encoder_outputs"] = {"image": features}
         # The mask is always passed: without one, transformers reads gapped positions as packed sequences.
         output = self.model.base_model(
-            input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, use_cache=False, **vision
+            input_ids=tokens.input_ids,
+            attention_mask=tokens.attention_mask,
+            use_cache=False,
+            **self._encoded(tokens, features),
         )
         return output.last_hidden_state
 
@@ -113,6 +114,43 @@ class Backbone(Parted):
             return None
         pictures = {key: value for key, value in tokens.vision.items() if key in self._image_arguments}
         return self.model.get_image_features(**pictures, return_dict=True)
+
+    def label_logits(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        """The logit of one token each, (...), of states (..., D) and ids (...), without those of the others.
+
+        In float32, or wider states' type, whatever the LM head's.
+        """
+        head = self.model.get_output_embeddings()
+        if type(head) is not nn.Linear:  # an adapter's, say
+            return upcast(self._head(hidden)).gather(-1, ids[..., None]).squeeze(-1)
+        logits = (upcast(hidden) * upcast(head.weight[ids])).sum(-1)
+        return self._capped(logits if head.bias is None else logits + upcast(head.bias[ids]))
+
+    def without_images(
+        self, tokens: Tokens, *, features: Any = None, hidden: Tensor | None = None, whole: bool = False
+    ) -> Tokens:
+        """The same text for a pass that cannot look at the pictures, its positions unchanged.
+
+        Hidden positions are left out, which is exact: what they hold reaches no other. One that predicts a label stays
+        without being looked at, so it still knows its own patch. Where leaving out is inexact, as in decoders that
+        count places (sliding windows over shorter stretches than the sequence), all stay and are masked.
+
+        Args:
+            tokens: B sequences of T tokens.
+            features: Result of ``features``.
+            hidden: (B, T) bool, other positions to hide than all of the pictures'.
+            whole: Mask everywhere, so that all T positions have a state.
+
+        Returns:
+            Sequences for ``hidden``, which need no features besides; labels are predicted in the order of ``tokens``.
+        """
+        hidden = tokens.image_mask if hidden is None else hidden
+        positions, reach = self._positions(tokens), blind.horizon(self.model.config.get_text_config())
+        if not whole and (reach is None or tokens.input_ids.shape[1] <= reach):
+            short = blind.shortened(tokens, hidden, positions, self.encoder.pad_id, features)
+            if short is not None:
+                return short
+        return blind.masked(tokens, hidden, positions, self._encoded(tokens, features))
 
     def embed(self, tokens: Tokens) -> Tensor:
         """State of every sequence's last real token, (B, D), not normalised; padding may stand on either side."""
@@ -145,8 +183,25 @@ class Backbone(Parted):
     def _image_arguments(self) -> frozenset[str]:
         return frozenset(signature(self.model.get_image_features).parameters) - {"kwargs"}
 
+    def _encoded(self, tokens: Tokens, features: Any) -> dict[str, Any]:
+        """The vision inputs, with features in place of pictures where there are some."""
+        if features is None:
+            return dict(tokens.vision)
+        vision = {key: value for key, value in tokens.vision.items() if key not in self._image_arguments}
+        return vision | {"mm_encoder_outputs": {"image": features}}
+
+    def _positions(self, tokens: Tokens) -> Tensor:
+        """The position ids that the model gives whole sequences: (B, T), or (3, B, T) where they are of three axes."""
+        count = getattr(self.model.base_model, "get_rope_index", None)
+        if count is not None and tokens.image_mask.any():
+            known = {"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask, **tokens.vision}
+            return count(**{key: value for key, value in known.items() if key in signature(count).parameters})[0]
+        return torch.arange(tokens.input_ids.shape[1], device=tokens.input_ids.device).expand_as(tokens.input_ids)
+
     def _head(self, states: Tensor) -> Tensor:
-        logits = self.model.get_output_embeddings()(states)
+        return self._capped(self.model.get_output_embeddings()(states))
+
+    def _capped(self, logits: Tensor) -> Tensor:
         cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 

@@ -55,10 +55,11 @@ def kinds() -> tuple[Kind, ...]:
     from alignlab.adapters import Adapter
     from alignlab.data import AlignmentData
     from alignlab.evaluation import Evaluator
-    from alignlab.objectives import Objective
+    from alignlab.objectives import Contrast, Objective
 
     return (
         Kind("objective", Objective, "alignlab.objectives", given=("backbone",)),
+        Kind("contrast", Contrast, "alignlab.objectives"),
         Kind("adapter", Adapter, "alignlab.adapters"),
         Kind("data module", AlignmentData, "alignlab.data"),
         Kind("evaluator", Evaluator, "alignlab.evaluation"),

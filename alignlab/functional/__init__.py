@@ -14,11 +14,13 @@ from alignlab.functional.contrastive import (
 )
 from alignlab.functional.distillation import similarity_distillation, soft_label_kl
 from alignlab.functional.likelihood import sequence_logps, supervised, token_logps, upcast
+from alignlab.functional.pictures import gaussian_blur
 from alignlab.functional.processes import gather, total
-from alignlab.functional.weighting import logit_gain, visual_weights, weighted_nll
+from alignlab.functional.weighting import logit_gain, visual_weights, weighted_mean, weighted_nll
 
 __all__ = [
     "gather",
+    "gaussian_blur",
     "hard_cross_entropy",
     "hard_negative_info_nce",
     "hard_negatives",
@@ -39,5 +41,6 @@ __all__ = [
     "total",
     "upcast",
     "visual_weights",
+    "weighted_mean",
     "weighted_nll",
 ]

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -93,12 +94,31 @@ def weighted_nll(
     Returns:
         Scalar in nats per token; 0, with a graph, where there is no target.
     """
-    kept = weights * supervised(labels)
-    losses = -(kept * token_logps(logits, labels))
+    kept = supervised(labels)
+    losses, rows = -token_logps(logits, labels)[kept], kept.nonzero()[:, 0]
+    return weighted_mean(losses, weights[kept], rows, normalize=normalize, eps=eps)
+
+
+def weighted_mean(
+    losses: Tensor, weights: Tensor, rows: Tensor, *, normalize: Literal["batch", "sample"] = "batch", eps: float = 1e-6
+) -> Tensor:
+    """Weighted mean of losses that are known one by one: ``weighted_nll`` without what is not trained on.
+
+    Args:
+        losses: (M,).
+        weights: (M,) >= 0.
+        rows: (M,) long, the row of the batch that each is of; rows without any have no part.
+        normalize: As in ``weighted_nll``.
+
+    Returns:
+        Scalar; 0, with a graph, where there is no loss or all weights are 0.
+    """
     if normalize == "batch":
-        return losses.sum() / (kept.sum() + eps)
-    rows = losses.sum(1) / (kept.sum(1) + eps)
-    return rows.sum() / supervised(labels).any(1).sum().clamp(min=1)
+        rows = torch.zeros_like(rows)
+    present, rows = rows.unique(return_inverse=True)
+    sums = losses.new_zeros(2, len(present)).index_add(1, rows, torch.stack([weights * losses, weights.to(losses)]))
+    means = sums[0] / (sums[1] + eps).clamp(min=1e-30)
+    return means.sum() / max(len(present), 1)
 
 
 def _pooled(values: Tensor, window: int) -> Tensor:

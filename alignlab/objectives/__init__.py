@@ -1,8 +1,10 @@
 """Alignment objectives: one file each."""
 
 from alignlab.objectives.base import Loss, Objective
+from alignlab.objectives.cal import CAL
 from alignlab.objectives.clip import CLIP
 from alignlab.objectives.contrastive import Contrastive
+from alignlab.objectives.contrasts import BlurredImage, Contrast, MaskedPatches, MeanColor, NoImage
 from alignlab.objectives.infonce import InfoNCE
 from alignlab.objectives.llm2clip import LLM2CLIP
 from alignlab.objectives.llm2cliptext import LLM2CLIPText
@@ -14,14 +16,20 @@ from alignlab.objectives.unime import UniME
 from alignlab.objectives.unimedistillation import UniMEDistillation
 
 __all__ = [
+    "CAL",
     "CLIP",
     "LLM2CLIP",
     "MLE",
+    "BlurredImage",
+    "Contrast",
     "Contrastive",
     "InfoNCE",
     "LLM2CLIPText",
     "Loss",
+    "MaskedPatches",
+    "MeanColor",
     "Mixture",
+    "NoImage",
     "Objective",
     "Optimization",
     "SigLIP",

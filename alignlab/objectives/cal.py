@@ -1,0 +1,107 @@
+"""CAL: likelihood in which a token weighs the more, the more the picture adds to it."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from alignlab.batch import IGNORE, Batch
+from alignlab.errors import InputError
+from alignlab.functional import upcast, visual_weights, weighted_mean
+from alignlab.objectives.base import Loss, Objective
+from alignlab.objectives.contrasts import Contrast, NoImage
+
+
+class CAL(Objective):
+    """Minimise the negative log-likelihood, each token weighed by what the picture adds to its logit.
+
+        sum over supervised t of w_t * -log p(y_t | y_<t, image) / sum of the w        in nats per token
+        w_t = mean over the window around t of clamp(logit_t(y_t) - logit_t(y_t) without the image, low, high)
+
+    Xiao et al. 2024, https://arxiv.org/abs/2405.17871; the weights have no gradient. The pass without the image is over
+    the text alone, with its positions unchanged, which is exact (``Backbone.without_images``). Differs from the
+    official file, which pools over the flattened batch (``pooling: flat``), divides by the weights of each micro-batch
+    and process by itself, where here it is by those of the whole step, and cannot validate. Validation reports
+    ``loss``, weighted as in training, and ``likelihood_loss``, in which all tokens weigh the same.
+
+    Args:
+        low: Least weight; 0 forgets tokens that the picture makes no likelier.
+        high: Largest weight.
+        window: Odd number of neighbouring tokens that a weight is the mean of.
+        pooling: ``masked``, over supervised tokens of the row; ``flat``, as officially, also over what is not trained
+            on and over other rows, which makes the second pass as long as the first.
+        normalize: ``batch``, over all tokens; ``sample``, over each sequence, then their mean, as in the paper's text.
+        contrast: What is seen instead of the image; None: nothing.
+    """
+
+    requires = ("conversation",)
+
+    def __init__(
+        self,
+        backbone,
+        *,
+        low: float = 1.0,
+        high: float = 5.0,
+        window: int = 3,
+        pooling: Literal["masked", "flat"] = "masked",
+        normalize: Literal["batch", "sample"] = "batch",
+        contrast: Contrast | None = None,
+    ) -> None:
+        super().__init__(backbone)
+        if not 0 <= low <= high or high == 0 or window < 1 or window % 2 == 0:
+            raise InputError(
+                f"CAL needs 0 <= low <= high, high > 0 and an odd window >= 1, got {low = }, {high = }, {window = }"
+            )
+        self.low, self.high, self.window, self.pooling, self.normalize = low, high, window, pooling, normalize
+        self.contrast = contrast or NoImage()
+        self.contrast.check(backbone)
+        if pooling == "flat":
+            self.coupled = self.per_process = "pooling: flat mixes the weights of neighbouring rows"
+
+    def loss(self, batch: Batch) -> Loss:
+        chat = batch.conversation
+        targets = F.pad(chat.labels[:, 1:], (0, 1), value=IGNORE)  # (B, T): position t predicts label t + 1
+        kept = targets != IGNORE
+        features = self.backbone.features(chat)  # the image is encoded once for both passes
+        output = self.backbone(chat, logits_at=kept, features=features)
+        gain = self.gain(batch, output.hidden.detach(), features)  # (B, T-1)
+        weights = self.weights(batch, gain)[kept[:, :-1]]  # (M,)
+        losses = F.cross_entropy(upcast(output.logits), targets[kept], reduction="none")  # (M,)
+        mean = weighted_mean(losses, weights, kept.nonzero()[:, 0], normalize=self.normalize, eps=0.0)
+        over = weights.sum() if self.normalize == "batch" else kept.any(1).sum()
+        return Loss(mean, over, self._report(losses.detach(), gain[kept[:, :-1]], weights), len(weights))
+
+    @torch.no_grad()
+    def gain(self, batch: Batch, hidden: Tensor, features: Any) -> Tensor:
+        """How much the picture adds to each label's logit, (B, T - 1); for ``masked`` 0 where unsupervised.
+
+        Args:
+            hidden: (B, T, D), the states of the pass that sees the picture.
+            features: Of the pictures.
+        """
+        chat, whole = batch.conversation, self.pooling == "flat"
+        blind = self.contrast(self.backbone, chat, features, batch.ids, whole=whole)
+        logits_of = self.backbone.label_logits
+        blind_hidden, labels = self.backbone.hidden(blind), chat.labels[:, 1:]
+        if whole:
+            ids = labels.clamp(min=0)
+            return logits_of(hidden[:, :-1], ids) - logits_of(blind_hidden[:, :-1], ids)
+        kept, blind_kept = labels != IGNORE, blind.labels[:, 1:] != IGNORE
+        seeing = logits_of(hidden[:, :-1][kept], labels[kept])
+        difference = seeing - logits_of(blind_hidden[:, :-1][blind_kept], labels[kept])
+        return difference.new_zeros(labels.shape).masked_scatter(kept, difference)
+
+    def weights(self, batch: Batch, gain: Tensor) -> Tensor:
+        """Weights of the tokens, (B, T - 1), 0 where unsupervised."""
+        supervised = batch.conversation.labels[:, 1:] != IGNORE
+        bounds = {"low": self.low, "high": self.high}
+        return visual_weights(gain, supervised, **bounds, window=self.window, pooling=self.pooling)
+
+    def _report(self, losses: Tensor, gain: Tensor, weights: Tensor) -> dict[str, Tensor]:
+        count = max(len(losses), 1)
+        low, high = (gain <= self.low).sum() / count, (gain >= self.high).sum() / count
+        report = {"likelihood_loss": losses.sum() / count, "gain": gain.sum() / count, "at_low": low, "at_high": high}
+        ordered = weights.sort().values if len(weights) else weights.new_zeros(1)
+        deciles = {f"weight_p{p}": ordered[round(p / 100 * (len(ordered) - 1))] for p in (10, 50, 90)}
+        return report | {"mean_weight": weights.sum() / count} | deciles
