@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from inspect import signature
+from inspect import getsource, signature
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,6 @@ class Backbone(Parted):
             self.transplant(_parts(_load(donor, settings)), (part,), f"take from {donor}")
         self.encoder = Encoder.load(path, max_length=max_length)
         self.train()  # transformers loads models in evaluation mode
-        self._shares_features = "mm_encoder_outputs" in signature(self.model.forward).parameters
 
     @cached_property
     def parts(self) -> dict[str, nn.ModuleList]:
@@ -132,8 +131,9 @@ class Backbone(Parted):
         """The same text for a pass that cannot look at the pictures, its positions unchanged.
 
         Hidden positions are left out, which is exact: what they hold reaches no other. One that predicts a label stays
-        without being looked at, so it still knows its own patch. Where leaving out is inexact, as in decoders that
-        count places (sliding windows over shorter stretches than the sequence), all stay and are masked.
+        without being looked at, so it still knows its own patch, and where nothing precedes it, how its attention is
+        implemented. Where leaving out is inexact, as in decoders that count places (sliding windows over shorter
+        stretches than the sequence), all stay and are masked.
 
         Args:
             tokens: B sequences of T tokens.
@@ -180,6 +180,10 @@ class Backbone(Parted):
         self.encoder.processor.save_pretrained(folder)
 
     @cached_property
+    def _shares_features(self) -> bool:
+        return "mm_encoder_outputs" in signature(self.model.forward).parameters
+
+    @cached_property
     def _image_arguments(self) -> frozenset[str]:
         return frozenset(signature(self.model.get_image_features).parameters) - {"kwargs"}
 
@@ -187,7 +191,8 @@ class Backbone(Parted):
         """The vision inputs, with features in place of pictures where there are some."""
         if features is None:
             return dict(tokens.vision)
-        vision = {key: value for key, value in tokens.vision.items() if key not in self._image_arguments}
+        # What places pictures among positions, such as their grids, is needed still.
+        vision = {key: value for key, value in tokens.vision.items() if not key.startswith("pixel_")}
         return vision | {"mm_encoder_outputs": {"image": features}}
 
     def _positions(self, tokens: Tokens) -> Tensor:
@@ -202,8 +207,13 @@ class Backbone(Parted):
         return self._capped(self.model.get_output_embeddings()(states))
 
     def _capped(self, logits: Tensor) -> Tensor:
-        cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+        return logits if self._cap is None else torch.tanh(logits / self._cap) * self._cap
+
+    @cached_property
+    def _cap(self) -> float | None:
+        """The bound that the model puts on its logits; some families' configs name one that they do not use."""
+        used = "final_logit_softcapping" in getsource(type(self.model).forward)
+        return getattr(self.model.config.get_text_config(), "final_logit_softcapping", None) if used else None
 
 
 def _load(path: str, settings: dict[str, Any]) -> Any:

@@ -66,6 +66,11 @@ def kinds() -> tuple[Kind, ...]:
     )
 
 
+def kind_called(word: str) -> Kind:
+    """The kind of this word."""
+    return next(each for each in kinds() if each.word == word)
+
+
 def kind_of(annotation: Any) -> Kind | None:
     """The kind that a type annotation asks for, if it is one of alignlab's."""
     fitting = (kind for kind in kinds() if isinstance(annotation, type) and issubclass(annotation, kind.base))
@@ -230,7 +235,7 @@ def arguments(owner: type | Callable) -> dict[str, Argument]:
 def _makers(owner: type | Callable) -> list[Callable]:
     if inspect.isfunction(owner):
         return [owner]
-    return [base.__init__ for base in owner.__mro__ if "__init__" in vars(base)]
+    return [base.__init__ for base in owner.__mro__ if "__init__" in vars(base) and base is not object]
 
 
 def _hints(function: Any) -> dict[str, Any]:

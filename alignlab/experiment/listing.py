@@ -3,7 +3,7 @@
 import inspect
 from dataclasses import dataclass
 
-from alignlab.experiment.catalogue import arguments, kinds
+from alignlab.experiment.catalogue import arguments, kind_called
 from alignlab.experiment.checking import plain
 from alignlab.experiment.reading import show
 from alignlab.experiment.wording import in_words
@@ -38,7 +38,7 @@ class ObjectiveInfo:
 
 def describe_objectives() -> list[ObjectiveInfo]:
     """All objectives of alignlab, by name."""
-    kind = kinds()[0]
+    kind = kind_called("objective")
     described = []
     for name, owner in sorted(kind.classes().items()):
         line = (inspect.getmodule(owner).__doc__ or "").strip().partition("\n")[0]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from alignlab.errors import InputError
-from alignlab.experiment.catalogue import Argument, find, folders_used, kind_of, kinds, search
+from alignlab.experiment.catalogue import Argument, find, folders_used, kind_called, kind_of, search
 from alignlab.experiment.checking import Checker, Problem, plain
 from alignlab.experiment.reading import Key, merge, near
 
@@ -253,7 +253,8 @@ def _check_fields(resolved: Mapping[str, Any], checker: Checker) -> None:
     for index, evaluator in enumerate(resolved.get("evaluators") or ()):
         if evaluator is None:
             continue
-        key, found = ("evaluators", str(index)), find(kinds()[3], evaluator["class_path"], checker.folders)[1]
+        key = ("evaluators", str(index))
+        found = find(kind_called("evaluator"), evaluator["class_path"], checker.folders)[1]
         if not hasattr(found, "name") or not hasattr(found, "requires"):
             checker.add(
                 key, f"{found.__name__} must state `name` (its scores' prefix) and `requires` (fields of Example)"
@@ -281,7 +282,7 @@ def _check_supplied(
     filled: tuple[str, ...] = (),
 ) -> None:
     """Add a problem where a field is neither supplied nor, as training alone sees it, ``filled`` from a file."""
-    supplies = find(kinds()[2], data["class_path"], checker.folders)[1].supplies if data else None
+    supplies = find(kind_called("data module"), data["class_path"], checker.folders)[1].supplies if data else None
     # A data module may only know what it supplies once it is made; the reader then checks it itself.
     if isinstance(supplies, tuple) and (lacking := [field for field in fields if field not in supplies + filled]):
         needs = f"{reader['class_path']} requires {', '.join(fields)}"
@@ -297,7 +298,7 @@ def _filled(data: Mapping[str, Any] | None) -> tuple[str, ...]:
 
 
 def _check_split(key: Key, split: str | None, data: Mapping[str, Any] | None, checker: Checker) -> None:
-    splits = find(kinds()[2], data["class_path"], checker.folders)[1].splits if data else None
+    splits = find(kind_called("data module"), data["class_path"], checker.folders)[1].splits if data else None
     if isinstance(splits, tuple) and split is not None and split not in splits:
         has = f"data {data['class_path']} has only {', '.join(splits)}"
         checker.add((*key, "init_args", "split"), f"there is no {split} split: {has}")
@@ -308,7 +309,7 @@ def required_fields(objective: Mapping[str, Any], folders: Sequence[str] = ()) -
     own: tuple[str, ...] = ()
     if isinstance(objective.get("class_path"), str):
         try:
-            own = tuple(find(kinds()[0], objective["class_path"], folders)[1].requires)
+            own = tuple(find(kind_called("objective"), objective["class_path"], folders)[1].requires)
         except InputError:
             own = ()  # something else with a class_path
     inner = [item for item in objective.values() if isinstance(item, Mapping)]

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from alignlab.batch import IGNORE, Batch
 from alignlab.errors import InputError
-from alignlab.functional import upcast, visual_weights, weighted_mean
+from alignlab.functional import stop_gradient, upcast, visual_weights, weighted_mean
 from alignlab.objectives.base import Loss, Objective
 from alignlab.objectives.contrasts import Contrast, NoImage
 
@@ -66,7 +66,7 @@ class CAL(Objective):
         features = self.backbone.features(chat)  # the image is encoded once for both passes
         output = self.backbone(chat, logits_at=kept, features=features)
         gain = self.gain(batch, output.hidden.detach(), features)  # (B, T-1)
-        weights = self.weights(batch, gain)[kept[:, :-1]]  # (M,)
+        weights = stop_gradient(self.weights(batch, gain)[kept[:, :-1]])  # (M,)
         losses = F.cross_entropy(upcast(output.logits), targets[kept], reduction="none")  # (M,)
         mean = weighted_mean(losses, weights, kept.nonzero()[:, 0], normalize=self.normalize, eps=0.0)
         over = weights.sum() if self.normalize == "batch" else kept.any(1).sum()
