@@ -7,11 +7,14 @@ import pytest
 
 from alignlab import certify
 from alignlab.objectives import (
+    CAL,
     CLIP,
     LLM2CLIP,
     MLE,
     InfoNCE,
     LLM2CLIPText,
+    MaskedPatches,
+    MeanColor,
     Mixture,
     SigLIP,
     UniME,
@@ -20,6 +23,9 @@ from alignlab.objectives import (
 
 SHIPPED = {
     "MLE": MLE,
+    "CAL": CAL,
+    "CAL, each row by itself": partial(CAL, low=0.0, normalize="sample", contrast=MaskedPatches(0.5)),
+    "CAL, another picture": partial(CAL, window=1, contrast=MeanColor()),
     "InfoNCE": InfoNCE,
     "InfoNCE, one way": partial(InfoNCE, symmetric=False, learn_scale=False, label_smoothing=0.1),
     "UniME": partial(UniME, num_hard=3, margin=0.0),

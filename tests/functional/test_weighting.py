@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from alignlab.functional import logit_gain, supervised, visual_weights, weighted_nll
+from alignlab.functional import logit_gain, supervised, visual_weights, weighted_mean, weighted_nll
 
 
 def logits_of(*rows):
@@ -98,3 +98,13 @@ def test_it_is_the_official_loss(golden):
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(ValueError, match="an odd window >= 1 and low <= high needed"):
         visual_weights(torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool), **settings)
+
+
+def test_the_packed_mean_is_that_of_the_rows_it_knows():
+    losses, weights = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1.0, 3.0, 2.0])
+    rows = torch.tensor([0, 0, 5])
+    assert weighted_mean(losses, weights, rows, eps=0.0) == pytest.approx((1 + 6 + 8) / 6)
+    assert weighted_mean(losses, weights, rows, normalize="sample", eps=0.0) == pytest.approx((7 / 4 + 4) / 2)
+    none = weighted_mean(losses.requires_grad_(), torch.zeros(3), rows, eps=0.0)
+    none.backward()
+    assert none == 0 and not losses.grad.any()

@@ -12,6 +12,7 @@ from alignlab import objectives
 from alignlab.backbones import open_backbone
 from alignlab.experiment.config import describe_objectives
 from alignlab.objectives import (
+    CAL,
     CLIP,
     LLM2CLIP,
     MLE,
@@ -27,6 +28,7 @@ from alignlab.objectives import (
 
 MAKERS = {
     "MLE": MLE,
+    "CAL": CAL,
     "InfoNCE": InfoNCE,
     "UniME": UniME,
     "UniMEDistillation": UniMEDistillation,
