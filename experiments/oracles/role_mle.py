@@ -44,14 +44,14 @@ class RoleMLE(Objective):
         roles = batch.roles[:, 1:]
         weights = logps.new_tensor(self.weight_of)[roles] * kept
         if self.shuffled:
-            weights = _shuffled(weights, kept & (roles >= 0), batch.ids)
+            weights = dealt(weights, kept & (roles >= 0), batch.ids)
         total = weights.sum()
         plain = -logps.detach().sum() / kept.sum().clamp(min=1)
         mean = -(weights * logps).sum() / total.clamp(min=1e-30)
         return Loss(mean, total, {"likelihood_loss": plain, "mean_weight": total / kept.sum().clamp(min=1)})
 
 
-def _shuffled(weights: Tensor, where: Tensor, ids: tuple[str, ...]) -> Tensor:
+def dealt(weights: Tensor, where: Tensor, ids: tuple[str, ...]) -> Tensor:
     """Deal the weights (B, T-1) at the marked places out anew: the lowest lot, drawn by id, gets the lowest weight."""
     chances = [Random(id) for id in ids]
     lots = [chance.random() for chance, count in zip(chances, where.sum(1).tolist(), strict=True) for _ in range(count)]
