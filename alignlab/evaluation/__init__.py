@@ -10,6 +10,7 @@ from alignlab.evaluation.pope import POPE
 from alignlab.evaluation.ranking import Ranking
 from alignlab.evaluation.retrieval import Retrieval
 from alignlab.evaluation.vqa import VQAAccuracy
+from alignlab.evaluation.weights import TokenWeights
 
 __all__ = [
     "POPE",
@@ -22,6 +23,7 @@ __all__ = [
     "Ranking",
     "Retrieval",
     "TextPerplexity",
+    "TokenWeights",
     "VQAAccuracy",
     "winoground",
 ]

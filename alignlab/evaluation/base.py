@@ -35,7 +35,8 @@ class Evaluation:
     Args:
         scores: Name -> number, without the evaluator's own prefix; never NaN.
         items: One for each thing judged, in order: ``id`` and ``score`` always, higher is better; ``prompt``,
-            ``output``, ``reference`` and ``picture`` (None but for the first few) where a text was written.
+            ``output``, ``reference`` and ``picture`` (None but for the first few) where a text was written; ``weights``,
+            pairs of a token's text and its weight, and their ``bounds``, lowest and highest, where one was weighed.
     """
 
     scores: dict[str, float]

@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from alignlab.errors import InputError
+from alignlab.experiment import shading
 from alignlab.experiment.config import WandbSettings
 
 INIT_SECONDS, FINISH_SECONDS = 30, 120
@@ -112,9 +113,11 @@ class Mirror(Logger):
 
 def _table(rows: Sequence[Mapping[str, Any]], folder: Path) -> wandb.Table:
     columns = ["id", "picture", "prompt", "reference", "output", "score"]
-    table = wandb.Table(columns=columns)
+    weighed = all(map(shading.is_weighed, rows))
+    table = wandb.Table(columns=[*columns, "weights"] if weighed else columns)
     for row in rows:
-        table.add_data(
-            *(wandb.Image(str(folder / row["picture"])) if key == "picture" else row.get(key) for key in columns)
-        )
+        shown = [wandb.Image(str(folder / row["picture"])) if key == "picture" else row.get(key) for key in columns]
+        if weighed:
+            shown.append(wandb.Html(shading.page(row), data_is_not_path=True))
+        table.add_data(*shown)
     return table

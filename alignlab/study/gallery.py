@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
 from PIL import Image, UnidentifiedImageError
 
+from alignlab.experiment.shading import bounds_of, is_weighed, legend, shaded
 from alignlab.study.results import CellResult, Results
 
 MOST = 12
+MOST_TOKENS = 160
 WIDEST = 320
 
 
@@ -20,13 +23,15 @@ WIDEST = 320
 class Answer:
     """What one or several arms wrote: words with whether each is out of place, and the item's score.
 
-    Of an answer that runs on without end only the beginning is shown; ``unshown`` words follow.
+    Of an answer that runs on without end only the beginning is shown; ``unshown`` words follow. Where the arms weigh the
+    reference instead of writing, ``shaded`` are its tokens in the colour of their weights, and words are not marked.
     """
 
     arms: tuple[str, ...]
     words: tuple[tuple[str, bool], ...]
     unshown: int
     score: float
+    shaded: Markup | None = None
 
 
 @dataclass(frozen=True)
@@ -42,11 +47,15 @@ class Card:
 
 @dataclass(frozen=True)
 class Wall:
-    """The cards of one evaluator; the prompt stands once where all cards share it."""
+    """The cards of one evaluator; the prompt stands once where all cards share it.
+
+    Where tokens are coloured by their weights, ``legends`` has what the colours mean, once where all items agree.
+    """
 
     evaluator: str
     prompt: str | None
     cards: tuple[Card, ...]
+    legends: tuple[Markup, ...] = ()
 
 
 def walls(results: Results) -> list[Wall]:
@@ -69,7 +78,8 @@ def _wall(evaluator: str, shown: dict[str, CellResult]) -> Wall:
     cards = [_card(pictures[id], list(shown), rows[id]) for id in order[:MOST]]
     found = tuple(card for card in cards if card is not None)
     prompts = {card.prompt for card in found}
-    return Wall(evaluator, prompts.pop() if len(prompts) == 1 else None, found)
+    bounds = dict.fromkeys(bounds_of(item) for id in order[:MOST] for item in rows[id] if is_weighed(item))
+    return Wall(evaluator, prompts.pop() if len(prompts) == 1 else None, found, tuple(map(legend, bounds)))
 
 
 def _spread(items: Sequence[dict[str, Any]]) -> float:
@@ -81,7 +91,9 @@ def _card(picture: Path, arms: Sequence[str], items: Sequence[dict[str, Any]]) -
     embedded = _embed(picture)
     if embedded is None:
         return None
-    reference = str(items[0].get("reference", ""))
+    reference, prompt = str(items[0].get("reference", "")), str(items[0].get("prompt", ""))
+    if all(map(is_weighed, items)):
+        return Card(*embedded, prompt, reference, tuple(map(_weighed, arms, items)))
     wrote: dict[tuple[str, float], list[str]] = {}
     for arm, item in zip(arms, items, strict=True):
         wrote.setdefault((str(item["output"]), item["score"]), []).append(arm)
@@ -90,7 +102,13 @@ def _card(picture: Path, arms: Sequence[str], items: Sequence[dict[str, Any]]) -
     for (output, score), same in wrote.items():
         words = _marked(output, reference)
         answers.append(Answer(tuple(same), words[:longest], max(0, len(words) - longest), score))
-    return Card(*embedded, str(items[0].get("prompt", "")), reference, tuple(answers))
+    return Card(*embedded, prompt, reference, tuple(answers))
+
+
+def _weighed(arm: str, item: dict[str, Any]) -> Answer:
+    tokens = item["weights"]
+    coloured = shaded(tokens[:MOST_TOKENS], bounds_of(item))
+    return Answer((arm,), (), max(0, len(tokens) - MOST_TOKENS), item["score"], coloured)
 
 
 def _marked(output: str, reference: str) -> tuple[tuple[str, bool], ...]:

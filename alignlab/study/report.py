@@ -10,6 +10,7 @@ from markupsafe import Markup
 from rich.console import Console
 from rich.markup import escape
 
+from alignlab.experiment import shading
 from alignlab.study import gallery, plots
 from alignlab.study.comparison import (
     Entry,
@@ -164,6 +165,7 @@ def html(results: Results) -> str:
         curves=[(arm, plot) for arm in results.arms if (plot := plots.curve_plot(results, arm, wide=wide)) is not None],
         wide=wide,
         walls=gallery.walls(results),
+        shading=Markup(shading.STYLE),
         costs=_costs,
         facts=_facts(results),
         versions=_versions(results),
