@@ -35,8 +35,8 @@ class Evaluation:
     Args:
         scores: Name -> number, without the evaluator's own prefix; never NaN.
         items: One for each thing judged, in order: ``id`` and ``score`` always, higher is better; ``prompt``,
-            ``output``, ``reference`` and ``picture`` (None but for the first few) where a text was written; ``weights``,
-            pairs of a token's text and its weight, and their ``bounds``, lowest and highest, where one was weighed.
+            ``output``, ``reference`` and ``picture`` (None but for the first few) where a text was written. Where one
+            was weighed, ``weights``, pairs of a token's text and its weight, and ``bounds``, the least and the largest.
     """
 
     scores: dict[str, float]

@@ -16,8 +16,9 @@ STYLE = """
 .shaded span { background: rgb(var(--shade) / var(--share)); border-radius: 2px; }
 .shades { white-space: nowrap; }
 .shades i {
-  display: inline-block; width: 72px; height: 0.8em; margin: 0 6px; border: 1px solid rgb(var(--shade)); border-radius: 3px;
-  vertical-align: -0.05em; background: linear-gradient(to right, rgb(var(--shade) / 0), rgb(var(--shade)));
+  display: inline-block; width: 72px; height: 0.8em; margin: 0 6px; vertical-align: -0.05em;
+  border: 1px solid rgb(var(--shade)); border-radius: 3px;
+  background: linear-gradient(to right, rgb(var(--shade) / 0), rgb(var(--shade)));
 }
 @media (prefers-color-scheme: dark) { .shaded, .shades { --shade: 36 104 166; } }
 """

@@ -118,6 +118,6 @@ def _table(rows: Sequence[Mapping[str, Any]], folder: Path) -> wandb.Table:
     for row in rows:
         shown = [wandb.Image(str(folder / row["picture"])) if key == "picture" else row.get(key) for key in columns]
         if weighed:
-            shown.append(wandb.Html(shading.page(row), data_is_not_path=True))
+            shown.append(wandb.Html(shading.page(row), inject=False, data_is_not_path=True))
         table.add_data(*shown)
     return table

@@ -23,8 +23,8 @@ WIDEST = 320
 class Answer:
     """What one or several arms wrote: words with whether each is out of place, and the item's score.
 
-    Of an answer that runs on without end only the beginning is shown; ``unshown`` words follow. Where the arms weigh the
-    reference instead of writing, ``shaded`` are its tokens in the colour of their weights, and words are not marked.
+    Of an answer that runs on without end only the beginning is shown; ``unshown`` words follow. Where arms weigh the
+    reference instead of writing, ``shaded`` are its tokens in the colour of their weights, and there are no words.
     """
 
     arms: tuple[str, ...]

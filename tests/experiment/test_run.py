@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText
 
 import alignlab
 from alignlab import InputError
-from alignlab.experiment import record
+from alignlab.experiment import record, shading
 from alignlab.experiment.config import digest, read, resolve
 from alignlab.experiment.run import evaluate_run, run
 from alignlab.objectives import MLE
@@ -205,7 +205,8 @@ def test_a_limit_that_cuts_images_is_refused_before_the_weights_are_read(config,
 
 def test_wandb_gets_the_run_offline(config, tmp_path):
     wandb = {"mode": "offline", "group": "a-study", "tags": ["arm-a"]}
-    run(resolve({**config, "wandb": wandb}), tmp_path)
+    weights = {"class_path": "TokenWeights", "init_args": {"num_examples": 3, "num_pictures": 2, "high": 4.0}}
+    run(resolve({**config, "evaluators": [*config["evaluators"], weights], "wandb": wandb}), tmp_path)
     (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     content = file.read_bytes()
     for expected in (
@@ -221,6 +222,20 @@ def test_wandb_gets_the_run_offline(config, tmp_path):
     (table,) = tmp_path.glob("wandb/offline-run-*/files/media/table/examples/caption*.json")
     assert len(json.loads(table.read_text())["data"]) == 2
     assert any(path.is_file() for path in (tmp_path / "wandb" / "artifacts").rglob("*"))  # the table's pictures
+    check_table_of_weights(tmp_path)
+
+
+def check_table_of_weights(folder):
+    """The items with pictures, whose tokens are a page each."""
+    items = lines(folder / "items" / "weights.jsonl")
+    assert [item["picture"] is None for item in items] == [False, False, True]
+    assert all(item["bounds"] == [1.0, 4.0] and item["weights"][-1][0] == " </s>" for item in items)
+    (file,) = folder.glob("wandb/offline-run-*/files/media/table/examples/weights*.json")
+    table = json.loads(file.read_text())
+    assert table["columns"] == ["id", "picture", "prompt", "reference", "output", "score", "weights"]
+    assert [row[-1] for row in table["data"]] == ["Html", "Html"]
+    staged = [path.read_bytes() for path in (folder / "wandb" / "artifacts").rglob("*") if path.is_file()]
+    assert all(shading.page(item).encode() in staged for item in items[:2])
 
 
 class Noisy(MLE):

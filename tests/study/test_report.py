@@ -11,6 +11,7 @@ from records import write_cell
 from rich.console import Console
 
 from alignlab.errors import InputError
+from alignlab.experiment import shading
 from alignlab.study import gallery
 from alignlab.study.comparison import caveats, compare, score, signed, summary, verdict
 from alignlab.study.report import html, markdown, report
@@ -192,6 +193,54 @@ def test_the_gallery_shows_what_divides_the_arms_first(directory):
     assert divided.answers[1].words == (("a", False), ("blue", True), ("square", False))
     page = html(Results.read(directory))
     assert "<mark>blue</mark>" in page and 'aria-label="right"' in page and 'aria-label="wrong"' in page
+
+
+def write_weighed(directory: Path, id: str, weights: list[list[Any]], **fields: Any) -> None:
+    """A conversation whose last answer was weighed."""
+    Image.new("RGB", (8, 8), "red").save(directory / "pictures" / f"{id}.png")
+    item = {"id": id, "score": 1.0, "prompt": "describe", "output": "a <b> red", "reference": "a <b> red"}
+    item |= {"picture": f"pictures/{id}.png", "weights": weights, "bounds": [1.0, 5.0]}
+    with open(directory / "items" / "weights.jsonl", "a") as file:
+        file.write(json.dumps(item | fields) + "\n")
+
+
+def test_tokens_are_shown_in_the_colour_of_their_weights_arm_by_arm(directory):
+    weights = [["a", 1.0], [" <b>", 2.0], [" re", 5.0], ["d", 3.0]]
+    write_weighed(directory / "cells/MLE/MLE0", "x", [[text, 1.0] for text, _ in weights])
+    write_weighed(directory / "cells/own/own0", "x", weights)
+    (wall,) = gallery.walls(Results.read(directory))
+    assert wall.legends == (shading.legend((1.0, 5.0)),)
+    even, uneven = wall.cards[0].answers
+    assert (even.arms, uneven.arms) == (("MLE",), ("own",)) and even.words == uneven.words == ()
+    shares = [re.findall(r"--share: ([\d.]+)", str(answer.shaded)) for answer in (even, uneven)]
+    assert shares == [["0.00"] * 4, ["0.00", "0.25", "1.00", "0.50"]]
+    page = html(Results.read(directory))
+    assert "What the arms weigh: weights" in page and str(uneven.shaded) in page and str(wall.legends[0]) in page
+    # Pieces of a word touch; the space in front of a word has no colour.
+    assert 'title="5.00">re</span><span style="--share: 0.50" title="3.00">d</span>' in page
+    assert '</span> <span style="--share: 0.25" title="2.00">&lt;b&gt;</span>' in page and "<b> red" not in page
+    assert 'aria-label="right"' not in page  # a score of 1 is a number here
+
+
+def test_written_and_weighed_answers_stand_beside_each_other(directory):
+    for cell in ("MLE/MLE0", "own/own0"):
+        write_item(directory / "cells" / cell, "x", "a blue square")
+        write_weighed(directory / "cells" / cell, "x", [["a", 2.0]] * 200, bounds=[0.0, 2.0 + len(cell)])
+    caption, weighed = gallery.walls(Results.read(directory))
+    assert caption.legends == () and len(weighed.legends) == 1  # both cells' names are as long
+    assert [answer.unshown for answer in weighed.cards[0].answers] == [40, 40]
+    page = html(Results.read(directory))
+    assert "<mark>blue</mark>" in page and "… and 40 more tokens" in page
+    assert not re.search(r"<(script|link|iframe)|@import|url\((?!#)", page)
+
+
+def test_weights_of_an_evaluator_that_does_not_bound_them_are_not_coloured(directory):
+    for cell in ("MLE/MLE0", "own/own0"):
+        write_item(directory / "cells" / cell, "x", "a red square")
+        file = directory / "cells" / cell / "items/caption.jsonl"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"weights": [0.5, 0.5]}) + "\n")
+    (wall,) = gallery.walls(Results.read(directory))
+    assert wall.legends == () and wall.cards[0].answers[0].words
 
 
 def test_a_lost_picture_is_left_out(directory):
