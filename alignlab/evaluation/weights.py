@@ -57,7 +57,7 @@ class TokenWeights(Evaluator):
     half; ``gain_visual``, ``weight_visual`` and the like are means over the tokens of one role; ``gain_other`` is the
     mean over all supervised tokens that are not visual, closing tokens and earlier answers included. What has no token
     has no score. The score of an item is then the mean weight of its visual tokens minus that of its filler ones, 0
-    where it lacks either; without roles, its mean weight. In the blind audit another picture is taken away.
+    where it lacks either; without roles, its mean weight. The blind audit measures what another picture adds.
 
     The lab makes words wrong in training alone, so contradictory tokens are measured with ``split: train``.
 
@@ -165,7 +165,8 @@ def picture_gains(backbone: Backbone, tokens: Tokens) -> Tensor:
     """
     features = backbone.features(tokens)  # the pictures are encoded once for both passes
     blind = backbone.without_images(tokens, features=features)
-    kept, labels = supervised(tokens.labels), tokens.labels[tokens.labels != IGNORE]
+    kept = supervised(tokens.labels)
+    labels = tokens.labels[:, 1:][kept]  # (M,)
     states = backbone.hidden(tokens, features=features)[:, :-1][kept]  # (M, D)
     blind_states = backbone.hidden(blind)[:, :-1][supervised(blind.labels)]  # (M, D), in the same order
     difference = backbone.label_logits(states, labels) - backbone.label_logits(blind_states, labels)

@@ -118,11 +118,12 @@ class TestByHand:
             assert item["score"] == pytest.approx(fmean(visual) - fmean(filler) if filler else 0.0, abs=1e-4)
 
 
-def test_equal_bounds_weigh_all_alike(aligned, noisy):
-    scores = TokenWeights(low=1.7, high=1.7)(aligned, Listed(noisy)).scores
+@pytest.mark.parametrize("bound", [0.1, 0.7, 1.7])  # whose means over a window differ by rounding
+def test_equal_bounds_weigh_all_alike(aligned, noisy, bound):
+    scores = TokenWeights(low=bound, high=bound)(aligned, Listed(noisy)).scores
     assert scores["auroc"] == 0.5
     for name in ("mean_weight", "p10", "p50", "p90", "weight_visual", "weight_filler", "weight_contradictory"):
-        assert scores[name] == pytest.approx(1.7, abs=1e-9)
+        assert scores[name] == pytest.approx(bound, abs=1e-9)
 
 
 def test_large_weights_keep_their_order(noisy):
@@ -172,6 +173,8 @@ def test_several_pictures_and_none_in_one_batch(aligned, side):
         assert [text for text, _ in item["weights"]] == [text for text, _ in alone["weights"]]
         expected = pooled(dense_gains(aligned, example), 1.0, 5.0, 1)
         assert [weight for _, weight in item["weights"]] == pytest.approx(expected, abs=1e-3)
+    tokens = aligned.encoder.conversations([(example.id, example.conversation) for example in examples])
+    assert (picture_gains(aligned, tokens)[1] == 0).all()  # not even by rounding
     assert [item["picture"] is None for item in together.items] == [False, True, False]  # no query's picture
     assert not any(name.startswith(("auroc", "gain_", "weight_")) for name in together.scores)
 
