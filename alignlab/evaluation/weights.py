@@ -156,22 +156,12 @@ class TokenWeights(Evaluator):
         return binary_auroc(shares, torch.arange(len(shares)) < len(visual)).item()
 
 
-@torch.no_grad()
 def picture_gains(backbone: Backbone, tokens: Tokens) -> Tensor:
-    """How much the pictures add to each label's logit.
-
-    Returns:
-        (B, T - 1), as in ``logit_gain``; 0 where unsupervised, in rows without pictures, and where it is not finite.
-    """
+    """How much the pictures add to each label's logit, (B, T - 1); one that is not finite counts as 0."""
     features = backbone.features(tokens)  # the pictures are encoded once for both passes
     blind = backbone.without_images(tokens, features=features)
-    kept = supervised(tokens.labels)
-    labels = tokens.labels[:, 1:][kept]  # (M,)
-    states = backbone.hidden(tokens, features=features)[:, :-1][kept]  # (M, D)
-    blind_states = backbone.hidden(blind)[:, :-1][supervised(blind.labels)]  # (M, D), in the same order
-    difference = backbone.label_logits(states, labels) - backbone.label_logits(blind_states, labels)
-    gains = difference.new_zeros(kept.shape).masked_scatter(kept, difference)
-    return gains.where(gains.isfinite() & (tokens.num_images > 0)[:, None], 0.0)
+    gains = backbone.label_gains(tokens, backbone.hidden(tokens, features=features), blind)
+    return gains.where(gains.isfinite(), 0.0)
 
 
 def answer_tokens(tokenizer: Any, labels: Sequence[int]) -> list[str]:

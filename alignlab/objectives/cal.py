@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from alignlab.batch import IGNORE, Batch
 from alignlab.errors import InputError
-from alignlab.functional import stop_gradient, upcast, visual_weights, weighted_mean
+from alignlab.functional import stop_gradient, supervised, upcast, visual_weights, weighted_mean
 from alignlab.objectives.base import Loss, Objective
 from alignlab.objectives.contrasts import Contrast, NoImage
 
@@ -65,38 +65,29 @@ class CAL(Objective):
         kept = targets != IGNORE
         features = self.backbone.features(chat)  # the image is encoded once for both passes
         output = self.backbone(chat, logits_at=kept, features=features)
-        gain = self.gain(batch, output.hidden.detach(), features)  # (B, T-1)
+        gain = self.gain(batch, output.hidden, features)  # (B, T-1)
         weights = stop_gradient(self.weights(batch, gain)[kept[:, :-1]])  # (M,)
         losses = F.cross_entropy(upcast(output.logits), targets[kept], reduction="none")  # (M,)
         mean = weighted_mean(losses, weights, kept.nonzero()[:, 0], normalize=self.normalize, eps=0.0)
         over = weights.sum() if self.normalize == "batch" else kept.any(1).sum()
         return Loss(mean, over, self._report(losses.detach(), gain[kept[:, :-1]], weights), len(weights))
 
-    @torch.no_grad()
     def gain(self, batch: Batch, hidden: Tensor, features: Any) -> Tensor:
-        """How much the picture adds to each label's logit, (B, T - 1); for ``masked`` 0 where unsupervised.
+        """How much the picture adds to each label's logit, (B, T - 1), without gradient.
 
         Args:
             hidden: (B, T, D), the states of the pass that sees the picture.
             features: Of the pictures.
         """
         chat, whole = batch.conversation, self.pooling == "flat"
-        blind = self.contrast(self.backbone, chat, features, batch.ids, whole=whole)
-        logits_of = self.backbone.label_logits
-        blind_hidden, labels = self.backbone.hidden(blind), chat.labels[:, 1:]
-        if whole:
-            ids = labels.clamp(min=0)
-            return logits_of(hidden[:, :-1], ids) - logits_of(blind_hidden[:, :-1], ids)
-        kept, blind_kept = labels != IGNORE, blind.labels[:, 1:] != IGNORE
-        seeing = logits_of(hidden[:, :-1][kept], labels[kept])
-        difference = seeing - logits_of(blind_hidden[:, :-1][blind_kept], labels[kept])
-        return difference.new_zeros(labels.shape).masked_scatter(kept, difference)
+        with torch.no_grad():
+            blind = self.contrast(self.backbone, chat, features, batch.ids, whole=whole)
+        return self.backbone.label_gains(chat, hidden, blind, everywhere=whole)
 
     def weights(self, batch: Batch, gain: Tensor) -> Tensor:
         """Weights of the tokens, (B, T - 1), 0 where unsupervised."""
-        supervised = batch.conversation.labels[:, 1:] != IGNORE
-        bounds = {"low": self.low, "high": self.high}
-        return visual_weights(gain, supervised, **bounds, window=self.window, pooling=self.pooling)
+        kept, bounds = supervised(batch.conversation.labels), {"low": self.low, "high": self.high}
+        return visual_weights(gain, kept, **bounds, window=self.window, pooling=self.pooling)
 
     def _report(self, losses: Tensor, gain: Tensor, weights: Tensor) -> dict[str, Tensor]:
         count = max(len(losses), 1)

@@ -1,5 +1,6 @@
 """Comparison: every arm against the baseline, in numbers and in words."""
 
+import math
 from dataclasses import dataclass
 
 from alignlab.study.results import Results
@@ -22,7 +23,8 @@ class Entry:
     Args:
         values: Of the finished cells.
         score: Mean over them, None where there is none.
-        difference: To the baseline over common (start, seed), None for the baseline itself.
+        difference: To the baseline, or what the arm is compared with instead, over common (start, seed), None for the
+            baseline itself.
         differences: One by one; fewer than ``values`` where a cell's partner is missing.
         p: Of the exact sign-flip test.
     """
@@ -49,7 +51,7 @@ def paired(entry: Entry) -> str:
 
 def compare(results: Results, arm: str, metric: str) -> Entry:
     """Score an arm on a metric, and against the baseline."""
-    values, reference = results.values(arm, metric), results.values(results.baseline, metric)
+    values, reference = results.values(arm, metric), results.values(results.reference(arm), metric)
     pairs = arm != results.baseline
     differences = paired_differences(values, reference) if pairs else []
     return Entry(
@@ -101,9 +103,11 @@ def verdict(results: Results, arm: str) -> Verdict:
 
 def extent(results: Results) -> list[str]:
     """How large the study is and how much of it is there."""
-    axes = ((results.arms, "arm"), (results.starts, "start"), (results.seeds, "seed"))
+    axes = [(results.arms, "arm"), (results.starts, "start"), (results.seeds, "seed")]
     planned, missing = len(results.cells), len(results.cells) - len(results.finished)
-    size = f"{' × '.join(count(len(values), noun) for values, noun in axes)}: {count(planned, 'cell')}"
+    full = math.prod(len(values) for values, _ in axes)
+    size = " × ".join(count(len(values), noun) for values, noun in axes)
+    size += f"{'' if planned == full else ', not all arms with all of them'}: {count(planned, 'cell')}"
     if not results.finished:
         return [f"{size}, none finished: there is nothing to compare yet."]
     if not missing:
@@ -118,7 +122,7 @@ def summary(results: Results) -> list[str]:
 
 
 def _sentence(results: Results, verdict: Verdict) -> str:
-    name = f"{verdict.arm} against {results.baseline}"
+    name = f"{verdict.arm} against {results.reference(verdict.arm)}"
     if verdict.unknown is not None:
         return f"{name}: {verdict.unknown}"
     parts = []
@@ -173,14 +177,14 @@ def _missing(results: Results) -> list[str]:
 
 def _pairs(results: Results, arm: str) -> set:
     ours = {cell.pair for cell in results.of(arm) if cell.finished}
-    return ours & {cell.pair for cell in results.of(results.baseline) if cell.finished}
+    return ours & {cell.pair for cell in results.of(results.reference(arm)) if cell.finished}
 
 
 def _unmatched(results: Results) -> list[str]:
     """Budgets that differ from the baseline's."""
     notes = []
     for arm in results.others:
-        cell, reference = results.shown(arm), results.shown(results.baseline)
+        cell, reference = results.shown(arm), results.shown(results.reference(arm))
         if cell is None or reference is None:
             continue
         budgets = [(name, cell.metrics.get(name), reference.metrics.get(name)) for name in ("steps", "samples")]
@@ -189,7 +193,7 @@ def _unmatched(results: Results) -> list[str]:
         for name, ours, theirs in budgets:
             if ours != theirs:
                 numbers = f"{number(ours)} against {number(theirs)}"
-                notes.append(f"Not matched: {name} of {arm} and {results.baseline} differ ({numbers}).")
+                notes.append(f"Not matched: {name} of {arm} and {results.reference(arm)} differ ({numbers}).")
     return notes
 
 

@@ -1,7 +1,7 @@
 """StudyFile: the study's YAML, checked key by key; every fault is found before any is reported."""
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ class StudyFile:
         base: The experiment that all arms share.
         overrides: Changes to the base for all arms.
         arms: Changes by arm; a key ``base`` names experiment files that are laid over the base first.
+        arm_seeds: Those of arms that do not have all of the study's.
+        against: What arms are compared with that are not compared with the baseline.
         starts: Checkpoints; empty where the base's is the only one.
         seeds: Distinct whole numbers.
         baseline: The arm that the others are compared with: plain training.
@@ -43,6 +45,8 @@ class StudyFile:
     base: tuple[Path, ...]
     overrides: dict[str, Any]
     arms: dict[str, dict[str, Any]]
+    arm_seeds: dict[str, tuple[int, ...]]
+    against: dict[str, str]
     starts: tuple[Start, ...]
     seeds: tuple[int, ...]
     baseline: str
@@ -75,14 +79,22 @@ def read(path: Path, changes: Sequence[str], faults: list[str]) -> StudyFile:
         overrides = {}
     arms = _arms(content.get("arms"), faults)
     parts = _parts(content, next(iter(arms), ""), faults)
+    seeds = _seeds(content.get("seeds", [0]), "seeds", faults)
+    arm_seeds = {
+        arm: _arm_seeds(arm, keys.pop("seeds"), seeds, faults) for arm, keys in arms.items() if "seeds" in keys
+    }
+    against = {arm: str(keys.pop("against")) for arm, keys in arms.items() if "against" in keys}
+    faults += _incomparable(arms, arm_seeds, against, parts)
     return StudyFile(
         path=path,
         description=_description(path),
         base=files(path, "base", content.get("base"), faults),
         overrides=overrides,
         arms=arms,
+        arm_seeds=arm_seeds,
+        against=against,
         starts=_starts(content.get("starts"), faults),
-        seeds=_seeds(content.get("seeds", [0]), faults),
+        seeds=seeds,
         **parts,
         metrics=_metrics(content.get("metrics") or [], faults),
         last=tuple(last),
@@ -127,7 +139,7 @@ def _arms(value: Any, faults: list[str]) -> dict[str, dict[str, Any]]:
         if not isinstance(name, str):
             faults.append(f"arms: a name must be text, got {name!r}; put it in quotes")
         if isinstance(overrides, dict | None):
-            arms[str(name)] = overrides or {}
+            arms[str(name)] = dict(overrides or {})
         else:
             faults.append(f"arm {name}: expected a mapping of experiment keys, got {overrides!r}")
     _distinct("arms", map(str, value), faults)
@@ -167,15 +179,45 @@ def _distinct(key: str, names: Iterable[str], faults: list[str]) -> None:
         seen[key_on_disk] = name
 
 
-def _seeds(value: Any, faults: list[str]) -> tuple[int, ...]:
+def _seeds(value: Any, key: str, faults: list[str]) -> tuple[int, ...]:
     whole = isinstance(value, list) and value and all(type(seed) is int and seed >= 0 for seed in value)
     if not whole:
-        faults.append(f"seeds: expected a list of whole numbers from 0 on, got {value!r}")
+        faults.append(f"{key}: expected a list of whole numbers from 0 on, got {value!r}")
         return ()
     twice = sorted({seed for seed in value if value.count(seed) > 1})
     if twice:
-        faults.append(f"seeds: {', '.join(map(str, twice))} stands there more than once; a seed counts once")
+        faults.append(f"{key}: {', '.join(map(str, twice))} stands there more than once; a seed counts once")
     return tuple(value)
+
+
+def _arm_seeds(arm: str, value: Any, seeds: tuple[int, ...], faults: list[str]) -> tuple[int, ...]:
+    own = _seeds(value, f"arm {arm}: seeds", faults)
+    if others := [str(seed) for seed in own if seed not in seeds]:
+        faults.append(f"arm {arm}: seeds: {', '.join(others)} is not among the study's seeds, {list(seeds)}")
+    return own
+
+
+def _incomparable(
+    arms: Collection[str],
+    arm_seeds: dict[str, tuple[int, ...]],
+    against: dict[str, str],
+    parts: dict[str, str | None],
+) -> Iterator[str]:
+    """What keeps an arm from being compared with another."""
+    plays = {arm: part for part, arm in parts.items() if arm is not None}
+    for arm, other in against.items():
+        if other == arm:
+            yield f"arm {arm}: against: it is itself"
+        elif other not in arms:
+            yield f"arm {arm}: against: no arm is called {other!r}{meant(other, arms)}"
+        if arm in plays:
+            yield f"arm {arm}: against: it is the {plays[arm]}, which is compared with the baseline alone"
+    for arm in arms:
+        reference = against.get(arm, parts["baseline"])
+        if arm == reference or reference not in arm_seeds:
+            continue
+        if arm not in arm_seeds or (set(arm_seeds[arm]) - set(arm_seeds[reference])):
+            yield f"arm {arm} has seeds that {reference}, which it is compared with, lacks; give that one all of them"
 
 
 def _parts(content: dict[str, Any], first: str, faults: list[str]) -> dict[str, str | None]:

@@ -2,7 +2,7 @@
 
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,7 @@ class Study:
     arms: tuple[str, ...]
     starts: tuple[str, ...]
     seeds: tuple[int, ...]
+    against: dict[str, str]
     baseline: str
     oracle: str | None
     placebo: str | None
@@ -93,7 +94,7 @@ class Study:
             count = "1 error" if len(faults) == 1 else f"{len(faults)} errors"
             raise InputError(f"{path}: {count}\n" + "\n".join(f"  {fault}" for fault in faults))
         _check_owner(directory, path.stem)
-        cells = _with_differences(cells, file.baseline)
+        cells = _with_differences(cells, file.baseline, file.against)
         if any(str(cell.config["data"].get("class_path")).rpartition(".")[2] == "Scenes" for cell in cells):
             notes = (*notes, "Results on the scenes lab are claims about the lab, not about natural images.")
         return cls(
@@ -103,6 +104,7 @@ class Study:
             arms=tuple(file.arms),
             starts=tuple(dict.fromkeys(cell.start for cell in cells)),
             seeds=file.seeds,
+            against=file.against,
             baseline=file.baseline,
             oracle=file.oracle,
             placebo=file.placebo,
@@ -129,7 +131,8 @@ class Study:
             }
             for cell in self.cells
         ]
-        names = ("name", "description", "arms", "starts", "seeds", "baseline", "oracle", "placebo", "metrics", "notes")
+        names = ("name", "description", "arms", "starts", "seeds", "against", "baseline", "oracle", "placebo")
+        names += ("metrics", "notes")
         manifest = {"command": command, **{name: vars(self)[name] for name in names}, "cells": cells}
         write_json(self.directory / MANIFEST, manifest)
 
@@ -159,7 +162,7 @@ def _expand(file: StudyFile, directory: Path, faults: list[str], wrong: dict[str
     arms = arm_configs(file, faults)
     starts = file.starts or (Start(own_start(arms.get(file.baseline, {})), None),)
     for (arm, config), start in itertools.product(arms.items(), starts):
-        for seed in file.seeds or (0,):
+        for seed in file.arm_seeds.get(arm, file.seeds) or (0,):
             try:
                 written = merge(config, placing(file, config, arm, start, seed))
                 resolved = resolve(written)
@@ -209,12 +212,13 @@ def _lines(error: InputError) -> list[str]:
     return list(dict.fromkeys(line.strip() for line in str(error).splitlines() if line.strip()))
 
 
-def _with_differences(cells: Sequence[Cell], baseline: str) -> list[Cell]:
-    """Replace what was written for every cell by what is not the baseline's."""
-    reference = {(cell.start, cell.seed): cell.config for cell in cells if cell.arm == baseline}
+def _with_differences(cells: Sequence[Cell], baseline: str, against: Mapping[str, str]) -> list[Cell]:
+    """Replace what was written for every cell by what is not that of the arm it is compared with."""
+    configs = {(cell.arm, cell.start, cell.seed): cell.config for cell in cells}
     return [
-        replace(cell, differs=differences(cell.config, reference[cell.start, cell.seed], cell.differs))
+        replace(cell, differs=differences(cell.config, reference, cell.differs))
         for cell in cells
+        for reference in [configs[against.get(cell.arm, baseline), cell.start, cell.seed]]
     ]
 
 

@@ -72,7 +72,7 @@ def score_plot(results: Results, entries: Sequence[Entry]) -> str:
         left.set_xlabel("score")
         right.axvline(0, color=MUTED, linewidth=1)
         right.set_xlim(*_difference_range(entries))
-        right.set_xlabel(f"difference to {_short(results.baseline)}")
+        right.set_xlabel("difference" if results.against else f"difference to {_short(results.baseline)}")
         for axes in (left, right):
             axes.grid(axis="y", visible=False)
             axes.spines["left"].set_visible(False)

@@ -79,11 +79,14 @@ def markdown(results: Results) -> str:
         lines += ["", "## Scores", "", "Mean ± 95 % interval over cells.", ""]
         lines += _rows(["metric", *results.arms], [[m, *_scores(results, m)] for m in results.metrics])
         lines += ["", f"## Differences to {results.baseline}", "", "Paired by start and seed, with 95 % intervals.", ""]
-        lines += _rows(["metric", *results.others], [[m, *_differences(results, m)] for m in results.metrics])
+        lines += _rows(
+            ["metric", *map(results.label, results.others)], [[m, *_differences(results, m)] for m in results.metrics]
+        )
     lines += _sheet(audit_sheet(results, results.audits))
     lines += [line for sheet in calibration_sheets(results) for line in _sheet(sheet)]
     lines += ["", "## Arms", ""]
-    lines += _rows(["arm", f"differs from {results.baseline}"], [[arm, _differs(results, arm)] for arm in results.arms])
+    differing = [[results.label(arm), _differs(results, arm)] for arm in results.arms]
+    lines += _rows(["arm", f"differs from {results.baseline}"], differing)
     header = ["arm", "start", "seed", "state", "time", "steps", "samples", "trained parameters", "directory"]
     lines += ["", "## Cells", "", *_rows(header, [_cell_row(cell, results.directory) for cell in results.cells])]
     lines += ["", "## How to read this", "", *(f"- {note}" for note in caveats(results))]

@@ -104,6 +104,7 @@ class Results:
     arms: tuple[str, ...]
     starts: tuple[str, ...]
     seeds: tuple[int, ...]
+    against: dict[str, str]
     baseline: str
     oracle: str | None
     placebo: str | None
@@ -129,7 +130,10 @@ class Results:
         lists = {key: tuple(manifest[key]) for key in ("arms", "starts", "seeds", "notes")}
         texts = {key: manifest[key] for key in ("name", "description", "command", "baseline")}
         texts |= {key: manifest.get(key) for key in ("oracle", "placebo")}
-        return cls(directory, **texts, **lists, headline=tuple(manifest["metrics"]), cells=tuple(cells))
+        against = manifest.get("against", {})
+        return cls(
+            directory, **texts, **lists, against=against, headline=tuple(manifest["metrics"]), cells=tuple(cells)
+        )
 
     @property
     def finished(self) -> list[CellResult]:
@@ -139,6 +143,14 @@ class Results:
     def others(self) -> list[str]:
         """The arms beside the baseline."""
         return [arm for arm in self.arms if arm != self.baseline]
+
+    def reference(self, arm: str) -> str:
+        """The arm that another is compared with."""
+        return self.against.get(arm, self.baseline)
+
+    def label(self, arm: str) -> str:
+        """An arm's name beside its differences; with what they are to, where that is not the baseline."""
+        return f"{arm} (against {self.against[arm]})" if arm in self.against else arm
 
     @cached_property
     def all_metrics(self) -> list[str]:

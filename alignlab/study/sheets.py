@@ -40,7 +40,8 @@ def calibration_sheets(results: Results) -> list[Sheet]:
         return []
     sheets = [_oracle(results)] if results.oracle else []
     sheets += [_placebo(results)] if results.placebo else []
-    judged = [arm for arm in results.others if arm not in results.parts]
+    apart = {*results.against, *results.against.values()}  # of other data, say
+    judged = [arm for arm in results.others if arm not in results.parts and arm not in apart]
     judged = judged or ([results.placebo] if results.placebo else [])
     return sheets + ([_shares(results, judged)] if results.oracle and judged else [])
 

@@ -34,7 +34,8 @@ def plan_table(study: Study) -> Table:
         if arm not in (None, cell.arm):
             table.add_section()
         place = escape(str(cell.directory.relative_to(cells)))
-        differs = escape(differing(cell)) if cell.arm != arm else ""
+        against = f"(from {study.against[cell.arm]})\n" if cell.arm in study.against else ""
+        differs = escape(against + differing(cell)) if cell.arm != arm else ""
         state = f"[{COLORS[cell.state]}]{cell.state}[/]"
         table.add_row(escape(cell.arm), escape(cell.start), str(cell.seed), differs, state, place)
         arm = cell.arm
@@ -57,7 +58,7 @@ def score_table(results: Results) -> Table:
         for arm in results.arms:
             entry = compare(results, arm, metric)
             count = f"{len(entry.values)} ({pairs})" if (pairs := paired(entry)) else str(len(entry.values))
-            table.add_row(f"  {escape(arm)}", score(entry.score), _difference(entry), count)
+            table.add_row(f"  {escape(results.label(arm))}", score(entry.score), _difference(entry), count)
     return table
 
 

@@ -46,6 +46,45 @@ def test_arms_times_starts_times_seeds(load):
     assert all(cell.config["seed"] == cell.seed for cell in study.cells)
 
 
+FOUR = """
+arms:
+  MLE: {objective: MLE}
+  InfoNCE: {objective: InfoNCE, seeds: [1]}
+  MLE, few: {objective: MLE, data: {class_path: Scenes, init_args: {num_train: 64}}, seeds: [0, 1]}
+  InfoNCE, few:
+    objective: InfoNCE
+    data: {class_path: Scenes, init_args: {num_train: 64}}
+    against: MLE, few
+    seeds: [0]
+seeds: [0, 1, 5]
+"""
+
+
+def test_an_arm_may_have_fewer_seeds_and_be_compared_with_another_than_the_baseline(load):
+    study = load(FOUR)
+    assert [(cell.arm, cell.seed) for cell in study.cells] == [
+        *(("MLE", seed) for seed in (0, 1, 5)), ("InfoNCE", 1), ("MLE, few", 0), ("MLE, few", 1), ("InfoNCE, few", 0),
+    ]  # fmt: skip
+    assert study.against == {"InfoNCE, few": "MLE, few"}
+    assert study.cells[4].differs == {"data.num_train": 64} and study.cells[6].differs == {"objective": "InfoNCE"}
+    study.save("")
+    assert json.loads((study.directory / "study.json").read_text())["against"] == study.against
+
+
+@pytest.mark.parametrize(("old", "new", "part"), [
+    ("against: MLE, few", "against: MLE, fw", "few: against: no arm is called 'MLE, fw'; did you mean 'MLE, few'?"),
+    ("against: MLE, few", "against: InfoNCE, few", "arm InfoNCE, few: against: it is itself"),
+    ("MLE: {objective: MLE}", "MLE: {objective: MLE, against: InfoNCE}", "it is the baseline, which is compared with"),
+    ("seeds: [1]", "seeds: [7]", "arm InfoNCE: seeds: 7 is not among the study's seeds, [0, 1, 5]"),
+    ("seeds: [1]", "seeds: some", "arm InfoNCE: seeds: expected a list of whole numbers"),
+    ("seeds: [0]", "seeds: [5]", "arm InfoNCE, few has seeds that MLE, few, which it is compared with, lacks"),
+    ("MLE: {objective: MLE}", "MLE: {objective: MLE, seeds: [0]}", "arm InfoNCE has seeds that MLE, which it is"),
+])  # fmt: skip
+def test_arms_that_cannot_be_compared_are_named(load, old, new, part):
+    assert FOUR.count(old) == 1
+    assert part in faults(load, FOUR.replace(old, new))
+
+
 def test_a_cell_knows_its_place_in_weights_and_biases(load):
     cell = load(TWO + "seeds: [3]\noverrides: {wandb: {tags: [mine]}}").cells[1]
     assert cell.config["wandb"]["group"] == "mine"

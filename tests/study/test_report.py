@@ -2,12 +2,13 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
-from records import write_cell
+from records import write_cell, write_study
 from rich.console import Console
 
 from alignlab.errors import InputError
@@ -75,6 +76,28 @@ def test_scores_and_differences_by_hand(directory):
     assert entry.score.mean == pytest.approx(0.71)
     assert entry.p == 0.25
     assert compare(results, "MLE", "caption/exact").difference is None
+
+
+def test_an_arm_is_compared_with_what_it_names(tmp_path):
+    arms = {"MLE": {"m": (0.1, 0.2, 0.3)}, "few": {"m": (0.5, 0.6, 0.7)}, "own, few": {"m": (0.6, 0.7, 0.83)}}
+    results = write_study(tmp_path, arms, against={"own, few": "few"}, oracle=None)
+    entry = compare(results, "own, few", "m")
+    assert entry.differences == pytest.approx((0.1, 0.1, 0.13))
+    assert compare(results, "few", "m").differences == pytest.approx((0.4, 0.4, 0.4))
+    assert [line.partition(":")[0] for line in summary(results)[1:]] == ["few against MLE", "own, few against few"]
+    assert "| metric | few | own, few (against few) |" in markdown(results)
+    page = html(results)
+    assert "against few</span>" in page and "against MLE</span>" in page
+    console = Console(record=True, width=160)
+    report(tmp_path, console=console)
+    assert "own, few (against few)" in console.export_text()
+
+
+def test_arms_of_unequal_seeds_are_not_called_a_grid(tmp_path):
+    results = write_study(tmp_path, {"MLE": {"m": (0.1, 0.2)}, "own": {"m": (0.2, 0.3)}})
+    assert summary(results)[0] == "2 arms × 1 start × 2 seeds: 4 cells, all finished."
+    fewer = replace(results, cells=results.cells[:-1])
+    assert summary(fewer)[0] == "2 arms × 1 start × 2 seeds, not all arms with all of them: 3 cells, all finished."
 
 
 def test_the_verdict_sorts_the_metrics(directory):
