@@ -30,12 +30,9 @@ In chunks memory is no less than theirs (0.8 is missed), and what the C library 
 
 import importlib
 import importlib.util
-import multiprocessing
-import os
 import time
 from argparse import ArgumentParser
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -45,7 +42,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from timing import finish, machine, options, quiet, ratio, show_ratio
+from timing import finish, machine, options, peak, quiet, ratio, show_ratio
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.models.llava import modeling_llava  # noqa: F401  # loaded late by itself, so in the peak
@@ -212,35 +209,13 @@ def measure(folder: str, comparison: Comparison, repeats: int) -> dict[str, list
     return times
 
 
-def peak(folder: str, side: Side, chunk: int | None, size: int, *, heap: bool) -> float:
-    """MiB that a process of its own takes for the model, the optimizer and a step, beyond what imports take.
-
-    Args:
-        heap: As the process comes, with what its allocator keeps of memory given back, in pieces that fit nothing; else
-            the allocator gives back at once, so that the peak is of memory in use.
-    """
-    os.environ.pop("MALLOC_MMAP_THRESHOLD_", None)
-    if not heap:
-        os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_peak, folder, side, chunk, size).result()
-
-
-def _peak(folder: str, side: Side, chunk: int | None, size: int) -> float:
-    prepare()
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports
-    before = _mebibytes("VmRSS")
+def train(folder: str, side: Side, chunk: int | None, size: int) -> None:
+    """A model, the optimizer's states, and one step at this many pairs."""
     training = Training(folder, side, chunk)
     batch = make_batch(training.backbone, size)
     few = torch.arange(2)
     training(replace(batch, ids=batch.ids[:2], query=batch.query.select(few), target=batch.target.select(few)))
     training(batch)  # with the optimizer's states in place
-    return _mebibytes("VmHWM") - before
-
-
-def _mebibytes(field: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
 
 def prepare() -> None:
@@ -265,7 +240,8 @@ def compare_memory(folder: str) -> list[dict[str, Any]]:
     found = []
     cases = [(False, chunk, size) for chunk, sizes in SIZES.items() for size in sizes]
     for heap, chunk, size in [*cases, *((True, 32, size) for size in HEAP_SIZES)]:
-        ours, theirs = (peak(folder, side, chunk, size, heap=heap) for side in (info_nce, multiple_negatives))
+        given = {"prepare": prepare, "heap": heap}
+        ours, theirs = (peak(train, folder, side, chunk, size, **given) for side in (info_nce, multiple_negatives))
         found.append({"heap": heap, "chunk": chunk, "batch_size": size, "alignlab": ours, "theirs": theirs})
         print(
             f"{'process' if heap else 'in use'}, chunk {chunk}, batch {size}: "

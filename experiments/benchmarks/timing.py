@@ -2,12 +2,14 @@
 
 import json
 import logging
+import multiprocessing
 import os
 import platform
 import random
 import warnings
 from argparse import ArgumentParser
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -22,6 +24,34 @@ def options(description: str, *, repeats: int) -> ArgumentParser:
     parser.add_argument("--repeats", type=int, default=repeats)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers, each repeat's too")
     return parser
+
+
+def peak(work: Callable[..., None], *arguments: Any, prepare: Callable[[], None], heap: bool = False) -> float:
+    """MiB that a process of its own takes at most for some work, beyond what it has after its imports (Linux).
+
+    Args:
+        prepare: Imports, and sets the process up; before the work.
+        heap: As the process comes, with what its allocator keeps of memory given back, in pieces that fit nothing; else
+            the allocator gives back at once, so that the peak is of memory in use.
+    """
+    os.environ.pop("MALLOC_MMAP_THRESHOLD_", None)
+    if not heap:
+        os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_peak, work, arguments, prepare).result()
+
+
+def _peak(work: Callable[..., None], arguments: tuple[Any, ...], prepare: Callable[[], None]) -> float:
+    prepare()
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports
+    before = _mebibytes("VmRSS")
+    work(*arguments)
+    return _mebibytes("VmHWM") - before
+
+
+def _mebibytes(field: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
 
 def quiet() -> None:
