@@ -4,6 +4,7 @@ import copy
 import importlib
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,15 @@ import torch
 from alignlab import InputError, certify
 from alignlab.batch import ROLES, Turn
 from alignlab.functional import normalize, sequence_logps, supervised, token_logps
-from alignlab.objectives import MLE, InfoNCE
+from alignlab.objectives import CAL, MLE, InfoNCE
 
 FOLDER = Path(__file__).parents[1] / "experiments" / "oracles"
-FILES = {"RoleMLE": "role_mle", "GroupInfoNCE": "group_infonce", "TruePreference": "true_preference"}
+FILES = {
+    "RoleMLE": "role_mle",
+    "BlindCAL": "blind_cal",
+    "GroupInfoNCE": "group_infonce",
+    "TruePreference": "true_preference",
+}
 
 
 @pytest.fixture
@@ -102,11 +108,11 @@ class TestRoleMLE:
 
     def test_the_placebo_moves_weights_only_among_words(self, make, monkeypatch):
         monkeypatch.syspath_prepend(FOLDER)
-        from role_mle import _shuffled
+        from role_mle import dealt as deal
 
         weights = torch.tensor([[9.0, 0.0, 1.0, 0.0, 1.0, 8.0], [7.0, 1.0, 0.0, 6.0, 6.0, 6.0]])
         where = torch.tensor([[0, 1, 1, 1, 1, 0], [0, 1, 1, 0, 0, 0]]).bool()
-        dealt = {_shuffled(weights, where, (f"{trial}", "b")) for trial in range(20)}
+        dealt = {deal(weights, where, (f"{trial}", "b")) for trial in range(20)}
         for each in dealt:
             assert torch.equal(each[~where], weights[~where])
             assert sorted(each[where].tolist()) == [0, 0, 0, 1, 1, 1]
@@ -337,3 +343,22 @@ def test_it_falls_on_one_batch_and_leaves_the_batch_alone(make, name, settings, 
 def test_it_is_certified(make, name, settings, known):
     certificate = certify(lambda backbone: make(name, backbone, **settings), known, children=False)
     assert certificate.holds, [finding for finding in certificate.findings if finding.verdict == "fails"]
+
+
+class TestBlindCAL:
+    def test_as_much_weight_stands_at_other_tokens(self, make, tiny_backbone64, examples):
+        torch.nn.init.normal_(tiny_backbone64.model.lm_head.weight, std=3.0)  # so that gains reach the bounds
+        placebo, method = make("BlindCAL", tiny_backbone64), CAL(tiny_backbone64)
+        batch = batch_of(method, examples[:8])
+        features = tiny_backbone64.features(batch.conversation)
+        gain = method.gain(batch, tiny_backbone64.hidden(batch.conversation), features)
+        kept = supervised(batch.conversation.labels)
+        own, others = (each.weights(batch, gain) for each in (method, placebo))
+        torch.testing.assert_close(own[kept].sort().values, others[kept].sort().values)
+        assert not others[~kept].any() and torch.corrcoef(torch.stack([own[kept], others[kept]]))[0, 1] < 0.3
+        one, other = method.loss(batch), placebo.loss(batch)
+        assert one.weight == pytest.approx(other.weight) and abs(one.mean - other.mean) > 1e-4
+
+    def test_it_holds_the_certificate(self, make, examples):
+        certificate = certify(partial(make, "BlindCAL"), examples, children=False)
+        assert certificate.holds, [finding for finding in certificate.findings if finding.verdict == "fails"]

@@ -125,6 +125,7 @@ class Backbone(Parted):
         logits = (upcast(hidden) * upcast(head.weight[ids])).sum(-1)
         return self._capped(logits if head.bias is None else logits + upcast(head.bias[ids]))
 
+    @torch.no_grad()
     def label_gains(self, tokens: Tokens, hidden: Tensor, blind: Tokens, *, everywhere: bool = False) -> Tensor:
         """How much larger each label's logit is than where less is seen of the pictures; without gradient.
 
@@ -139,16 +140,14 @@ class Backbone(Parted):
             (B, T - 1), float32 or wider, as ``functional.logit_gain``; 0 at other positions than those looked at, and
             in rows without pictures, where both passes are the same but for rounding.
         """
-        with torch.no_grad():
-            labels, kept = tokens.labels[:, 1:], supervised(tokens.labels)
-            blind_kept = supervised(blind.labels)
-            if everywhere:
-                kept, blind_kept = torch.ones_like(kept), torch.ones_like(blind_kept)
-            ids = labels[kept].clamp(min=0)  # (M,)
-            states, blind_states = hidden[:, :-1][kept], self.hidden(blind)[:, :-1][blind_kept]  # (M, D)
-            difference = self.label_logits(states, ids) - self.label_logits(blind_states, ids)
-            gains = difference.new_zeros(labels.shape).masked_scatter(kept, difference)
-            return gains * tokens.image_mask.any(1, keepdim=True)
+        labels, kept, blind_kept = tokens.labels[:, 1:], supervised(tokens.labels), supervised(blind.labels)
+        if everywhere:
+            kept, blind_kept = torch.ones_like(kept), torch.ones_like(blind_kept)
+        ids = labels[kept].clamp(min=0)  # (M,)
+        states, blind_states = hidden[:, :-1][kept], self.hidden(blind)[:, :-1][blind_kept]  # (M, D)
+        difference = self.label_logits(states, ids) - self.label_logits(blind_states, ids)
+        gains = difference.new_zeros(labels.shape).masked_scatter(kept, difference)
+        return gains * tokens.image_mask.any(1, keepdim=True)
 
     def without_images(
         self, tokens: Tokens, *, features: Any = None, hidden: Tensor | None = None, whole: bool = False

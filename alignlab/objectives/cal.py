@@ -67,10 +67,13 @@ class CAL(Objective):
         output = self.backbone(chat, logits_at=kept, features=features)
         gain = self.gain(batch, output.hidden, features)  # (B, T-1)
         weights = stop_gradient(self.weights(batch, gain)[kept[:, :-1]])  # (M,)
-        losses = F.cross_entropy(upcast(output.logits), targets[kept], reduction="none")  # (M,)
+        logits = upcast(output.logits)  # (M, V)
+        correct = logits.detach().argmax(-1) == targets[kept]
+        losses = F.cross_entropy(logits, targets[kept], reduction="none")  # (M,)
         mean = weighted_mean(losses, weights, kept.nonzero()[:, 0], normalize=self.normalize, eps=0.0)
         over = weights.sum() if self.normalize == "batch" else kept.any(1).sum()
-        return Loss(mean, over, self._report(losses.detach(), gain[kept[:, :-1]], weights), len(weights))
+        report = self._report(losses.detach(), correct.float(), gain[kept[:, :-1]], weights)
+        return Loss(mean, over, report, report_weight=len(weights))
 
     def gain(self, batch: Batch, hidden: Tensor, features: Any) -> Tensor:
         """How much the picture adds to each label's logit, (B, T - 1), without gradient.
@@ -89,10 +92,10 @@ class CAL(Objective):
         kept, bounds = supervised(batch.conversation.labels), {"low": self.low, "high": self.high}
         return visual_weights(gain, kept, **bounds, window=self.window, pooling=self.pooling)
 
-    def _report(self, losses: Tensor, gain: Tensor, weights: Tensor) -> dict[str, Tensor]:
-        count = max(len(losses), 1)
-        low, high = (gain <= self.low).sum() / count, (gain >= self.high).sum() / count
-        report = {"likelihood_loss": losses.sum() / count, "gain": gain.sum() / count, "at_low": low, "at_high": high}
+    def _report(self, losses: Tensor, correct: Tensor, gain: Tensor, weights: Tensor) -> dict[str, Tensor]:
+        """Means over the tokens (M,), and the deciles of their weights."""
+        of_tokens = {"likelihood_loss": losses, "token_accuracy": correct, "gain": gain, "mean_weight": weights}
+        of_tokens |= {"at_low": (gain <= self.low).float(), "at_high": (gain >= self.high).float()}
+        report = {name: values.sum() / max(len(values), 1) for name, values in of_tokens.items()}
         ordered = weights.sort().values if len(weights) else weights.new_zeros(1)
-        deciles = {f"weight_p{p}": ordered[round(p / 100 * (len(ordered) - 1))] for p in (10, 50, 90)}
-        return report | {"mean_weight": weights.sum() / count} | deciles
+        return report | {f"weight_p{p}": ordered[round(p / 100 * (len(ordered) - 1))] for p in (10, 50, 90)}

@@ -5,7 +5,7 @@
 All train the same random LLaVA (a Llama of 4 layers of width 512, 4,000 words; a frozen vision tower of 4 layers of
 width 256 that makes 576 visual tokens) with AdamW on the same batch of 2 conversations of about 120 words, two thirds
 of them answers. The official scheme is two passes over whole sequences, which share the picture's features, with the
-logits of all positions in float32 (foundation-multimodal-models/CAL). First its loss must agree to 1e-9 with that of
+logits of all positions in float32 (foundation-multimodal-models/CAL). First its loss must agree to 1e-8 with that of
 ``CAL(pooling="flat")`` in float64, and CAL's with its dense functions. Steps take turns, and on a CPU count the one
 thread's own time. Peak memory is that of a process of its own, less what it has after its imports. On a GPU:
 
@@ -33,7 +33,7 @@ from alignlab.batch import IGNORE, Batch, Tokens
 from alignlab.functional import logit_gain, supervised, upcast, visual_weights, weighted_nll
 from alignlab.objectives import CAL, MLE
 
-TARGET_TIME, TARGET_MEMORY, TOLERANCE = 1.06, 1.05, 1e-9
+TARGET_TIME, TARGET_MEMORY, TOLERANCE = 1.06, 1.05, 1e-8
 SIDE, PATCH = 336, 14
 TEXTS = (128, 112)
 """Words of each conversation beside the picture, of which two thirds are answered."""
@@ -123,8 +123,8 @@ def check(folder: str) -> dict[str, float]:
         }
     # weighted_nll adds 1e-6 to the sum of some hundred weights.
     found = {name: ((one - other).abs() / other).item() for name, (one, other) in pairs.items()}
-    if max(found.values()) > 10 * TOLERANCE:
-        raise SystemExit(f"losses differ by more than {10 * TOLERANCE}: {found}")
+    if max(found.values()) > TOLERANCE:
+        raise SystemExit(f"losses differ by more than {TOLERANCE}: {found}")
     return found
 
 
