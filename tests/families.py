@@ -11,6 +11,8 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     MistralConfig,
+    PaliGemmaConfig,
+    PixtralVisionConfig,
     Qwen2Config,
     Qwen2VLConfig,
     Qwen3VLConfig,
@@ -27,9 +29,16 @@ IDS = {"image_token_id": IMAGE}
 ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}}
 
 
-def llava(text):
-    vision = CLIPVisionConfig(**VISION)
-    return LlavaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE, vision_feature_layer=-1)
+def llava(text, vision=None):
+    strategy = "default" if vision is None else "full"  # only CLIP's first feature is none of a patch
+    vision = vision or CLIPVisionConfig(**VISION)
+    return LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=IMAGE,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy=strategy,
+    )
 
 
 CONFIGS = {
@@ -45,6 +54,14 @@ CONFIGS = {
         eoi_token_index=3,
         image_token_index=IMAGE,
     ),
+    "PaliGemma": lambda: PaliGemmaConfig(
+        vision_config={**VISION, "model_type": "siglip_vision_model", "projection_dim": 32, "vision_use_head": False},
+        text_config={**TEXT, "model_type": "gemma"},
+        image_token_index=IMAGE,
+        projection_dim=32,
+        hidden_size=32,
+    ),
+    "Pixtral": lambda: llava(LlamaConfig(**TEXT), PixtralVisionConfig(**VISION, head_dim=8)),
     "Qwen2-VL": lambda: Qwen2VLConfig(
         text_config={**TEXT, **ROPE},
         vision_config={"depth": 1, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "patch_size": 4, "mlp_ratio": 2},
@@ -66,7 +83,7 @@ class Bare(Backbone):
 
     def __init__(self, model):
         nn.Module.__init__(self)
-        self.model, self.encoder = model, SimpleNamespace(pad_id=0)
+        self.model, self.path, self.encoder = model, "tiny", SimpleNamespace(pad_id=0)
 
 
 def make(family, *, attention="sdpa"):
@@ -114,6 +131,25 @@ def pictures(model, image_mask):
             vision["pixel_values"] = torch.randn(16 * count, 3 * 2 * 4 * 4, generator=generator)
         return vision
     vision = {"token_type_ids": image_mask.long()} if kind == "gemma3" else {}
+    if kind == "paligemma":  # what is not answered is looked at both ways
+        vision = {"token_type_ids": torch.zeros_like(image_mask, dtype=torch.long)}
     if count:
+        if model.config.vision_config.model_type == "pixtral":
+            vision["image_sizes"] = torch.full((count, 2), 16)
         vision["pixel_values"] = torch.randn(count, 3, 16, 16, generator=generator)
     return vision
+
+
+def masked_logits(backbone, tokens, hidden):
+    """Logits of one pass of the plain model with the positions' keys masked, at the positions it would have had."""
+    seen: dict = {}
+    decoder = backbone.model.get_decoder()
+    hook = decoder.register_forward_pre_hook(lambda _, __, named: seen.update(named), with_kwargs=True)
+    backbone.model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, **tokens.vision)
+    hook.remove()
+    mask, positions = tokens.attention_mask.masked_fill(hidden, 0), seen["position_ids"]
+    if positions is None:
+        positions = torch.arange(mask.shape[1])[None]
+    return backbone.model(
+        input_ids=tokens.input_ids, attention_mask=mask, position_ids=positions, **tokens.vision
+    ).logits

@@ -351,7 +351,7 @@ class TestBlindCAL:
         placebo, method = make("BlindCAL", tiny_backbone64), CAL(tiny_backbone64)
         batch = batch_of(method, examples[:8])
         features = tiny_backbone64.features(batch.conversation)
-        gain = method.gain(batch, tiny_backbone64.hidden(batch.conversation), features)
+        gain = method.gain(batch, tiny_backbone64.hidden(batch.conversation), method.blind_states(batch, features))
         kept = supervised(batch.conversation.labels)
         own, others = (each.weights(batch, gain) for each in (method, placebo))
         torch.testing.assert_close(own[kept].sort().values, others[kept].sort().values)

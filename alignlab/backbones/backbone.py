@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from inspect import getsource, signature
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from alignlab.backbones.encoding import Encoder
 from alignlab.backbones.parted import PARTS, Attention, Dtype, Part, Parted
 from alignlab.backbones.reading import random_model, read_model
 from alignlab.batch import Tokens
+from alignlab.errors import InputError
 from alignlab.functional import supervised, upcast
 
 
@@ -126,28 +127,33 @@ class Backbone(Parted):
         return self._capped(logits if head.bias is None else logits + upcast(head.bias[ids]))
 
     @torch.no_grad()
-    def label_gains(self, tokens: Tokens, hidden: Tensor, blind: Tokens, *, everywhere: bool = False) -> Tensor:
+    def label_gains(self, tokens: Tokens, hidden: Tensor, blind_states: Tensor, *, everywhere: bool = False) -> Tensor:
         """How much larger each label's logit is than where less is seen of the pictures; without gradient.
 
         Args:
             tokens: B sequences of T tokens.
             hidden: (B, T, D), their states.
-            blind: The sequences that see less, with the same labels in the same order.
-            everywhere: Look at all positions, at the token of id 0 where there is no label; ``blind`` is then of the
-                same length.
+            blind_states: Result of ``label_states`` for the sequences that see less, (M, D).
+            everywhere: As there.
 
         Returns:
             (B, T - 1), float32 or wider, as ``functional.logit_gain``; 0 at other positions than those looked at, and
-            in rows without pictures, where both passes are the same but for rounding.
+            in rows without pictures, where both passes are the same but for rounding and dropout.
         """
-        labels, kept, blind_kept = tokens.labels[:, 1:], supervised(tokens.labels), supervised(blind.labels)
-        if everywhere:
-            kept, blind_kept = torch.ones_like(kept), torch.ones_like(blind_kept)
+        labels, kept = tokens.labels[:, 1:], _looked_at(tokens, everywhere)
         ids = labels[kept].clamp(min=0)  # (M,)
-        states, blind_states = hidden[:, :-1][kept], self.hidden(blind)[:, :-1][blind_kept]  # (M, D)
-        difference = self.label_logits(states, ids) - self.label_logits(blind_states, ids)
+        difference = self.label_logits(hidden[:, :-1][kept], ids) - self.label_logits(blind_states, ids)
         gains = difference.new_zeros(labels.shape).masked_scatter(kept, difference)
         return gains * tokens.image_mask.any(1, keepdim=True)
+
+    def label_states(self, tokens: Tokens, *, everywhere: bool = False) -> Tensor:
+        """The states that predict the labels, (M, D), row by row.
+
+        Args:
+            tokens: B sequences of T tokens.
+            everywhere: Of all B (T - 1) positions that predict anything.
+        """
+        return self.hidden(tokens)[:, :-1][_looked_at(tokens, everywhere)]
 
     def without_images(
         self, tokens: Tokens, *, features: Any = None, hidden: Tensor | None = None, whole: bool = False
@@ -169,7 +175,7 @@ class Backbone(Parted):
             Sequences for ``hidden``, which need no features besides; labels are predicted in the order of ``tokens``.
         """
         hidden = tokens.image_mask if hidden is None else hidden
-        positions, reach = self._positions(tokens), blind.horizon(self.model.config.get_text_config())
+        positions, reach = self._positions(tokens), blind.horizon(self.model.get_decoder())
         if not whole and (reach is None or tokens.input_ids.shape[1] <= reach):
             short = blind.shortened(tokens, hidden, positions, self.encoder.pad_id, features)
             if short is not None:
@@ -209,7 +215,9 @@ class Backbone(Parted):
 
     @cached_property
     def _image_arguments(self) -> frozenset[str]:
-        return frozenset(signature(self.model.get_image_features).parameters) - {"kwargs"}
+        # A model may pass on by keyword what its base model names.
+        methods = (self.model.get_image_features, self.model.base_model.get_image_features)
+        return frozenset(name for method in methods for name in signature(method).parameters) - {"kwargs"}
 
     def _encoded(self, tokens: Tokens, features: Any) -> dict[str, Any]:
         """The vision inputs, with features in place of pictures where there are some."""
@@ -231,13 +239,42 @@ class Backbone(Parted):
         return self._capped(self.model.get_output_embeddings()(states))
 
     def _capped(self, logits: Tensor) -> Tensor:
-        return logits if self._cap is None else torch.tanh(logits / self._cap) * self._cap
+        return _bounded(logits, self._cap)
 
     @cached_property
     def _cap(self) -> float | None:
-        """The bound that the model puts on its logits; some families' configs name one that they do not use."""
-        used = "final_logit_softcapping" in getsource(type(self.model).forward)
-        return getattr(self.model.config.get_text_config(), "final_logit_softcapping", None) if used else None
+        """The bound that the model puts on its logits; some families' configs name one that they do not use.
+
+        Raises:
+            InputError: The model does something else with what its head gives.
+        """
+        text = torch.full((1, 2), self.encoder.pad_id, device=self.device)
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
+        with torch.no_grad():
+            official = self.model(input_ids=text, attention_mask=torch.ones_like(text), use_cache=False).logits
+            states = self.model.base_model(input_ids=text, attention_mask=torch.ones_like(text), use_cache=False)
+            logits = self.model.get_output_embeddings()(states.last_hidden_state)
+        for module, training in modes:
+            module.training = training
+        named = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
+        for cap in (None, named):
+            if torch.allclose(_bounded(logits, cap), official, rtol=1e-3, atol=1e-4):
+                return cap
+        raise InputError(
+            f"backbone.path: {type(self.model).__name__} of {self.path} gives other logits than its head, which it "
+            "scales, say; alignlab runs the head on few positions, and does not know how to do the same"
+        )
+
+
+def _looked_at(tokens: Tokens, everywhere: bool) -> Tensor:
+    """The positions that predict a label, or all that predict anything, (B, T - 1) bool."""
+    kept = supervised(tokens.labels)
+    return torch.ones_like(kept) if everywhere else kept
+
+
+def _bounded(logits: Tensor, cap: float | None) -> Tensor:
+    return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
 def _load(path: str, settings: dict[str, Any]) -> Any:

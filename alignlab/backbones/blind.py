@@ -1,10 +1,11 @@
 """blind: the same sequences for a pass that cannot look at some of their positions."""
 
 from dataclasses import replace
+from inspect import signature
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from alignlab.batch import IGNORE, Tokens
@@ -59,15 +60,19 @@ def shortened(tokens: Tokens, hidden: Tensor, positions: Tensor, pad_id: int, fe
     )
 
 
-def horizon(config: Any) -> int | None:
+def horizon(decoder: nn.Module) -> int | None:
     """The longest sequence in which every position sees all before it, whatever stands between; None: any.
 
     Where it sees less, it counts places, so leaving some out would change what it sees. Layers of a kind that is not
-    known, recurrent ones among them, give 0.
+    known, recurrent ones among them, and decoders that take no position ids (ALiBi, say) give 0.
     """
+    config = decoder.config
+    if "position_ids" not in signature(decoder.forward).parameters or getattr(config, "alibi", False):
+        return 0
     window = getattr(config, "sliding_window", None)
     kinds = set(getattr(config, "layer_types", None) or ())
-    if kinds - {"full_attention", "sliding_attention"} or getattr(config, "attention_chunk_size", None):
+    unknown = kinds - {"full_attention", "sliding_attention"} or hasattr(config, "attention_types")
+    if unknown or getattr(config, "attention_chunk_size", None):
         return 0
     return None if kinds == {"full_attention"} else window
 

@@ -160,7 +160,7 @@ def picture_gains(backbone: Backbone, tokens: Tokens) -> Tensor:
     """How much the pictures add to each label's logit, (B, T - 1); one that is not finite counts as 0."""
     features = backbone.features(tokens)  # the pictures are encoded once for both passes
     blind = backbone.without_images(tokens, features=features)
-    gains = backbone.label_gains(tokens, backbone.hidden(tokens, features=features), blind)
+    gains = backbone.label_gains(tokens, backbone.hidden(tokens, features=features), backbone.label_states(blind))
     return gains.where(gains.isfinite(), 0.0)
 
 

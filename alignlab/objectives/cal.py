@@ -25,6 +25,9 @@ class CAL(Objective):
     and process by itself, where here it is by those of the whole step, and cannot validate. Validation reports
     ``loss``, weighted as in training, and ``likelihood_loss``, in which all tokens weigh the same.
 
+    Beside likelihood it costs a pass without gradient over the text; of full length where leaving out is inexact, and
+    through the vision tower, too, for another picture. Dropout is drawn anew in each pass, as in the official file.
+
     Args:
         low: Least weight; 0 forgets tokens that the picture makes no likelier.
         high: Largest weight.
@@ -64,8 +67,9 @@ class CAL(Objective):
         targets = F.pad(chat.labels[:, 1:], (0, 1), value=IGNORE)  # (B, T): position t predicts label t + 1
         kept = targets != IGNORE
         features = self.backbone.features(chat)  # the image is encoded once for both passes
+        blind = self.blind_states(batch, features)  # first, before the other pass keeps what its gradient needs
         output = self.backbone(chat, logits_at=kept, features=features)
-        gain = self.gain(batch, output.hidden, features)  # (B, T-1)
+        gain = self.gain(batch, output.hidden, blind)  # (B, T-1)
         weights = stop_gradient(self.weights(batch, gain)[kept[:, :-1]])  # (M,)
         logits = upcast(output.logits)  # (M, V)
         correct = logits.detach().argmax(-1) == targets[kept]
@@ -75,17 +79,21 @@ class CAL(Objective):
         report = self._report(losses.detach(), correct.float(), gain[kept[:, :-1]], weights)
         return Loss(mean, over, report, report_weight=len(weights))
 
-    def gain(self, batch: Batch, hidden: Tensor, features: Any) -> Tensor:
+    @torch.no_grad()
+    def blind_states(self, batch: Batch, features: Any) -> Tensor:
+        """States that predict the labels without the picture, (M, D); for ``flat``, all B (T - 1) states."""
+        flat = self.pooling == "flat"
+        blind = self.contrast(self.backbone, batch.conversation, features, batch.ids, whole=flat)
+        return self.backbone.label_states(blind, everywhere=flat)
+
+    def gain(self, batch: Batch, hidden: Tensor, blind: Tensor) -> Tensor:
         """How much the picture adds to each label's logit, (B, T - 1), without gradient.
 
         Args:
             hidden: (B, T, D), the states of the pass that sees the picture.
-            features: Of the pictures.
+            blind: Result of ``blind_states``.
         """
-        chat, whole = batch.conversation, self.pooling == "flat"
-        with torch.no_grad():
-            blind = self.contrast(self.backbone, chat, features, batch.ids, whole=whole)
-        return self.backbone.label_gains(chat, hidden, blind, everywhere=whole)
+        return self.backbone.label_gains(batch.conversation, hidden, blind, everywhere=self.pooling == "flat")
 
     def weights(self, batch: Batch, gain: Tensor) -> Tensor:
         """Weights of the tokens, (B, T - 1), 0 where unsupervised."""

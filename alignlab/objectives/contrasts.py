@@ -45,7 +45,7 @@ class MaskedPatches(Contrast):
     """The picture without some of its patches, the same ones of an example each time.
 
     Args:
-        share: Of each example's patches that are hidden, in (0, 1].
+        share: Of each example's patches that are hidden, in (0, 1]; at least one.
     """
 
     def __init__(self, share: float = 0.7) -> None:
@@ -61,7 +61,7 @@ class MaskedPatches(Contrast):
 
     def _drawn(self, id: str, count: int) -> Tensor:
         lots = torch.randperm(count, generator=torch.Generator().manual_seed(zlib.crc32(id.encode())))
-        return lots < round(self.share * count)
+        return lots < max(1, round(self.share * count))
 
 
 class _Repainted(Contrast):
@@ -69,7 +69,7 @@ class _Repainted(Contrast):
 
     @abstractmethod
     def paint(self, pixels: Tensor) -> Tensor:
-        """Other pixels (..., C, H, W) in place of these."""
+        """Other pixels (B, C, H, W) in place of these."""
 
     def __call__(self, backbone: Backbone, tokens: Tokens, features: Any, ids: Sequence[str], *, whole: bool) -> Tokens:
         if "pixel_values" not in tokens.vision:  # texts alone
@@ -78,10 +78,10 @@ class _Repainted(Contrast):
 
     def check(self, backbone: Backbone) -> None:
         blank = backbone.encoder.image_processor(images=[Image.new("RGB", (64, 64))], return_tensors="pt")
-        if "pixel_values" not in blank or blank["pixel_values"].ndim < 4:
+        if "pixel_values" not in blank or blank["pixel_values"].ndim != 4:
             raise InputError(
                 f"{type(self).__name__} changes pictures of (channels, height, width), but the processor of "
-                f"{backbone.path} cuts them into patches first; use NoImage or MaskedPatches"
+                f"{backbone.path} cuts them into patches or crops first; use NoImage or MaskedPatches"
             )
 
 

@@ -163,9 +163,11 @@ def caveats(results: Results) -> list[str]:
 
 def power(results: Results) -> str | None:
     """What a test over so few cells can show at all."""
-    pairs = max((len(_pairs(results, arm)) for arm in results.others), default=0)
-    if not pairs:
-        return None
+    sizes = {len(_pairs(results, arm)) for arm in results.others} - {0}
+    return " ".join(_reach(pairs) for pairs in sorted(sizes, reverse=True)) or None
+
+
+def _reach(pairs: int) -> str:
     floor = smallest_sign_flip_p(pairs)
     reach = "cannot reach p < 0.05, however large the effect" if floor >= 0.05 else "can reach p < 0.05"
     return f"An exact sign-flip test over {count(pairs, 'pair')} has p ≥ {floor:.3g}: it {reach}."

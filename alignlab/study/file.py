@@ -84,7 +84,7 @@ def read(path: Path, changes: Sequence[str], faults: list[str]) -> StudyFile:
         arm: _arm_seeds(arm, keys.pop("seeds"), seeds, faults) for arm, keys in arms.items() if "seeds" in keys
     }
     against = {arm: str(keys.pop("against")) for arm, keys in arms.items() if "against" in keys}
-    faults += _incomparable(arms, arm_seeds, against, parts)
+    faults += _incomparable({arm: arm_seeds.get(arm, seeds) for arm in arms}, against, parts)
     return StudyFile(
         path=path,
         description=_description(path),
@@ -198,25 +198,20 @@ def _arm_seeds(arm: str, value: Any, seeds: tuple[int, ...], faults: list[str]) 
 
 
 def _incomparable(
-    arms: Collection[str],
-    arm_seeds: dict[str, tuple[int, ...]],
-    against: dict[str, str],
-    parts: dict[str, str | None],
+    seeds: dict[str, tuple[int, ...]], against: dict[str, str], parts: dict[str, str | None]
 ) -> Iterator[str]:
-    """What keeps an arm from being compared with another."""
+    """What keeps an arm from being compared with another; ``seeds`` has those of every arm."""
     plays = {arm: part for part, arm in parts.items() if arm is not None}
     for arm, other in against.items():
         if other == arm:
             yield f"arm {arm}: against: it is itself"
-        elif other not in arms:
-            yield f"arm {arm}: against: no arm is called {other!r}{meant(other, arms)}"
+        elif other not in seeds:
+            yield f"arm {arm}: against: no arm is called {other!r}{meant(other, seeds)}"
         if arm in plays:
             yield f"arm {arm}: against: it is the {plays[arm]}, which is compared with the baseline alone"
-    for arm in arms:
+    for arm, own in seeds.items():
         reference = against.get(arm, parts["baseline"])
-        if arm == reference or reference not in arm_seeds:
-            continue
-        if arm not in arm_seeds or (set(arm_seeds[arm]) - set(arm_seeds[reference])):
+        if set(own) - set(seeds.get(reference, own)):
             yield f"arm {arm} has seeds that {reference}, which it is compared with, lacks; give that one all of them"
 
 

@@ -72,14 +72,19 @@ def score_plot(results: Results, entries: Sequence[Entry]) -> str:
         left.set_xlabel("score")
         right.axvline(0, color=MUTED, linewidth=1)
         right.set_xlim(*_difference_range(entries))
-        right.set_xlabel("difference" if results.against else f"difference to {_short(results.baseline)}")
+        right.set_xlabel(f"difference{_to(results, _short(results.baseline))}")
         for axes in (left, right):
             axes.grid(axis="y", visible=False)
             axes.spines["left"].set_visible(False)
             axes.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 2.5, 5, 10]))
             axes.xaxis.set_major_formatter(_tick)
         right.tick_params(axis="y", labelleft=False)
-        return _svg(figure, f"{entries[0].metric}: scores and differences to {results.baseline}")
+        return _svg(figure, f"{entries[0].metric}: scores and differences{_to(results, results.baseline)}")
+
+
+def _to(results: Results, baseline: str) -> str:
+    """To what differences are, where it is one arm for all."""
+    return "" if results.against else f" to {baseline}"
 
 
 def _draw_score(axes: Axes, row: int, entry: Entry, color: str) -> None:

@@ -25,6 +25,8 @@ class CachedCAL(CAL):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
+        if stage != "fit":
+            return
         self.backbone.to(self.trainer.strategy.root_device)
         self.remember(self.trainer.datamodule)  # before a checkpoint's weights come back, also where training goes on
 
@@ -37,13 +39,17 @@ class CachedCAL(CAL):
             batch = self.backbone.encoder.batch(part, self.requires).to(self.backbone.device)
             chat = batch.conversation
             features = self.backbone.features(chat)
-            gain = super().gain(batch, self.backbone.hidden(chat, features=features), features)
+            hidden = self.backbone.hidden(chat, features=features)
+            gain = super().gain(batch, hidden, super().blind_states(batch, features))
             rows = zip(batch.ids, gain, supervised(chat.labels), strict=True)
             self.kept |= {id: row[trained].cpu() for id, row, trained in rows}
 
-    def gain(self, batch: Batch, hidden: Tensor, features: Any) -> Tensor:
-        if not all(id in self.kept for id in batch.ids):
-            return super().gain(batch, hidden, features)
+    def blind_states(self, batch: Batch, features: Any) -> Tensor | None:
+        return None if self.training else super().blind_states(batch, features)
+
+    def gain(self, batch: Batch, hidden: Tensor, blind: Tensor | None) -> Tensor:
+        if blind is not None:
+            return super().gain(batch, hidden, blind)
         trained = supervised(batch.conversation.labels)
         gains = torch.cat([self.kept[id] for id in batch.ids]).to(hidden.device)
         return gains.new_zeros(trained.shape).masked_scatter(trained, gains)

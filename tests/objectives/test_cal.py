@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from families import CONFIGS, Bare, make, sequences
+from families import CONFIGS, Bare, make, masked_logits, sequences
 from lightning.pytorch import Trainer
 from test_base import Recorder, fit
 from transformers import (
@@ -30,7 +30,11 @@ def batch_of(objective, examples, count=6):
     return objective.backbone.encoder.batch(examples[:count], objective.requires)
 
 
-def dense(backbone, chat, **settings):
+def gain_of(objective, batch, hidden, features):
+    return objective.gain(batch, hidden, objective.blind_states(batch, features))
+
+
+def dense(backbone, chat):
     """Logits with and without pictures at all positions, by two whole passes of the plain model."""
     blind = chat.attention_mask.masked_fill(chat.image_mask, 0)
     return [
@@ -85,7 +89,7 @@ def test_it_is_the_official_code(golden):
                     window=case["params"]["pool_window"], pooling="flat")  # fmt: skip
     batch = Batch(ids=("a", "b", "c"), conversation=chat)
     kept = supervised(labels)
-    weights = objective.weights(batch, objective.gain(batch, passes["with"].hidden, features))
+    weights = objective.weights(batch, gain_of(objective, batch, passes["with"].hidden, features))
     torch.testing.assert_close(weights, torch.tensor(expected["weights"]) * kept, rtol=2e-5, atol=2e-5)
     loss = objective.loss(batch)
     assert loss.mean.item() == pytest.approx(expected["loss"], rel=2e-5)
@@ -94,7 +98,7 @@ def test_it_is_the_official_code(golden):
         torch.testing.assert_close(parameter.grad, torch.tensor(expected[f"grad_{name}"]), rtol=1e-4, atol=1e-5)
     # The short pass differs at nothing but the pooling.
     short = CAL(backbone, window=1)
-    gain = short.gain(batch, passes["with"].hidden, features)
+    gain = gain_of(short, batch, passes["with"].hidden, features)
     official = logit_gain(*(torch.tensor(expected[f"logits_{which}_image"]) for which in ("with", "without")), labels)
     torch.testing.assert_close(gain[kept], official[kept], rtol=1e-4, atol=1e-4)
 
@@ -126,13 +130,15 @@ def test_the_short_pass_equals_the_dense_functions(tiny_backbone64, examples, se
 @pytest.mark.parametrize("family", CONFIGS)
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_the_short_pass_equals_the_dense_functions_in_other_families(family, side):
-    backbone = make(family)
+    backbone = make(family).eval()
     chat = sequences(backbone, side=side)
-    batch, features = Batch(ids=("a", "b", "c"), conversation=chat), backbone.features(chat)
-    seeing, blind = backbone(chat).logits, backbone(backbone.without_images(chat, features=features, whole=True)).logits
-    weights = visual_weights(logit_gain(seeing, blind, chat.labels), supervised(chat.labels))
-    expected = weighted_nll(seeing, chat.labels, weights)
-    torch.testing.assert_close(CAL(backbone).loss(batch).mean, expected, rtol=1e-4, atol=1e-5)
+    logits, blind = backbone(chat).logits, masked_logits(backbone, chat, chat.image_mask)
+    bounds = {"low": 0.0, "high": 0.5}
+    weights = visual_weights(logit_gain(logits, blind, chat.labels), supervised(chat.labels), **bounds)
+    kept = weights[supervised(chat.labels)]
+    assert kept.min() < kept.max()
+    loss = CAL(backbone, **bounds).loss(Batch(ids=("a", "b", "c"), conversation=chat)).mean
+    torch.testing.assert_close(loss, weighted_nll(logits, chat.labels, weights), rtol=1e-4, atol=1e-5)
 
 
 def test_equal_bounds_are_likelihood(tiny_backbone64, examples):
@@ -154,8 +160,14 @@ def test_texts_alone_are_likelihood(tiny_backbone64, examples):
     assert loss.report["at_low"] == 1 and loss.report["mean_weight"] == 1
     # Beside pictures they weigh the same.
     batch = batch_of(objective, [*examples[:3], *texts[:1]], 4)
-    gain = objective.gain(batch, tiny_backbone64.hidden(batch.conversation).detach(), None)
-    assert gain[3].abs().max() < 1e-12 < gain[:3].abs().max()
+    gain = gain_of(objective, batch, tiny_backbone64.hidden(batch.conversation), None)
+    assert not gain[3].any() and gain[:3].any()
+    # Both passes are the same there, and not only because such rows are left out.
+    chat = batch.conversation
+    seeing = tiny_backbone64.label_states(chat)
+    last = supervised(chat.labels).nonzero()[:, 0] == 3
+    difference = seeing - objective.blind_states(batch, None)
+    assert difference[last].abs().max() < 1e-12 < difference[~last].abs().max()
 
 
 @pytest.mark.parametrize("settings", [{}, {"pooling": "flat"}, {"normalize": "sample"}, {"low": 0.0}])
@@ -172,6 +184,7 @@ def test_nothing_to_train_on_is_zero_with_a_graph(tiny_backbone, examples, setti
 def test_pictures_are_encoded_once_and_the_head_sees_labels_alone(tiny_backbone, examples):
     objective = CAL(tiny_backbone)
     batch = batch_of(objective, examples)
+    objective.loss(batch)  # once before, as what the model's head gives is compared with what the model gives
     seen = {"tower": [], "head": [], "decoder": []}
 
     def watch(name, module, of):
@@ -186,7 +199,7 @@ def test_pictures_are_encoded_once_and_the_head_sees_labels_alone(tiny_backbone,
     chat = batch.conversation
     texts = (chat.attention_mask.bool() & ~chat.image_mask).sum(1).max()
     assert len(seen["tower"]) == 1 and seen["head"] == [supervised(chat.labels).sum()]
-    assert seen["decoder"] == [chat.input_ids.shape[1], texts]
+    assert seen["decoder"] == [texts, chat.input_ids.shape[1]]
 
 
 def test_the_vision_tower_learns_from_the_seeing_pass_alone(tiny_backbone64, examples):
@@ -202,11 +215,11 @@ def test_the_vision_tower_learns_from_the_seeing_pass_alone(tiny_backbone64, exa
 
 def test_all_patches_masked_is_no_image_and_few_are_less(tiny_backbone64, examples):
     batch = batch_of(CAL(tiny_backbone64), examples)
-    hidden = tiny_backbone64.hidden(batch.conversation).detach()
+    hidden = tiny_backbone64.hidden(batch.conversation)
     features = tiny_backbone64.features(batch.conversation)
 
     def gain(**settings):
-        return CAL(tiny_backbone64, **settings).gain(batch, hidden, features)
+        return gain_of(CAL(tiny_backbone64, **settings), batch, hidden, features)
 
     torch.testing.assert_close(gain(contrast=MaskedPatches(1.0)), gain())
     some = gain(contrast=MaskedPatches(0.5))
@@ -214,8 +227,11 @@ def test_all_patches_masked_is_no_image_and_few_are_less(tiny_backbone64, exampl
     # Which ones depends on the example's id alone, not on its neighbours.
     last = CAL(tiny_backbone64, contrast=MaskedPatches(0.5))
     alone = batch_of(last, examples[5:6], 1)
-    own = last.gain(alone, tiny_backbone64.hidden(alone.conversation).detach(), None)
+    own = gain_of(last, alone, tiny_backbone64.hidden(alone.conversation), None)
     torch.testing.assert_close(own, some[5:6, : own.shape[1]])
+    few = MaskedPatches(0.01)(tiny_backbone64, batch.conversation, features, batch.ids, whole=True)
+    hidden = (few.attention_mask != batch.conversation.attention_mask).sum(1)
+    assert hidden.tolist() == [1] * len(batch)
     blind = last.contrast(tiny_backbone64, batch.conversation, features, batch.ids, whole=True)
     shown = (blind.attention_mask.bool() & blind.image_mask).sum(1)
     assert shown.tolist() == [count - round(0.5 * count) for count in batch.conversation.image_mask.sum(1).tolist()]
@@ -224,10 +240,10 @@ def test_all_patches_masked_is_no_image_and_few_are_less(tiny_backbone64, exampl
 def test_a_repainted_picture_is_another_pass_of_the_tower(tiny_backbone64, examples):
     batch = batch_of(CAL(tiny_backbone64), examples)
     chat = batch.conversation
-    hidden, pixels = tiny_backbone64.hidden(chat).detach(), chat.vision["pixel_values"]
+    hidden, pixels = tiny_backbone64.hidden(chat), chat.vision["pixel_values"]
 
     def gain(contrast):
-        return CAL(tiny_backbone64, contrast=contrast).gain(batch, hidden, tiny_backbone64.features(chat))
+        return gain_of(CAL(tiny_backbone64, contrast=contrast), batch, hidden, tiny_backbone64.features(chat))
 
     assert gain(BlurredImage(1e-3)).abs().max() < 1e-9 < 1e-3 < gain(BlurredImage(10.0)).abs().max()
     mean = pixels.mean((2, 3), keepdim=True).expand_as(pixels)
@@ -251,7 +267,7 @@ def test_a_blur_by_hand():
 def test_pictures_in_patches_cannot_be_repainted():
     processor = Qwen2VLImageProcessorPil(min_pixels=28 * 28, max_pixels=56 * 56)
     backbone = SimpleNamespace(encoder=SimpleNamespace(image_processor=processor), path="my-qwen")
-    with pytest.raises(InputError, match="processor of my-qwen cuts them into patches first; use NoImage or Masked"):
+    with pytest.raises(InputError, match="processor of my-qwen cuts them into patches or crops first"):
         BlurredImage().check(backbone)
 
 

@@ -71,6 +71,10 @@ def test_an_arm_may_have_fewer_seeds_and_be_compared_with_another_than_the_basel
     assert json.loads((study.directory / "study.json").read_text())["against"] == study.against
 
 
+def test_an_arm_may_name_all_seeds(load):
+    assert len(load(FOUR.replace("MLE: {objective: MLE}", "MLE: {objective: MLE, seeds: [0, 1, 5]}")).cells) == 7
+
+
 @pytest.mark.parametrize(("old", "new", "part"), [
     ("against: MLE, few", "against: MLE, fw", "few: against: no arm is called 'MLE, fw'; did you mean 'MLE, few'?"),
     ("against: MLE, few", "against: InfoNCE, few", "arm InfoNCE, few: against: it is itself"),
