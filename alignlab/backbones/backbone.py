@@ -134,7 +134,7 @@ class Backbone(Parted):
             tokens: B sequences of T tokens.
             hidden: (B, T, D), their states.
             blind_states: Result of ``label_states`` for the sequences that see less, (M, D).
-            everywhere: As there.
+            everywhere: Those are of all positions; where there is no label, the token of id 0 is looked up.
 
         Returns:
             (B, T - 1), float32 or wider, as ``functional.logit_gain``; 0 at other positions than those looked at, and
