@@ -12,6 +12,7 @@ from alignlab.functional.contrastive import (
     sigmoid_contrastive,
     similarities,
 )
+from alignlab.functional.corruption import diffusion_noise
 from alignlab.functional.distillation import similarity_distillation, soft_label_kl
 from alignlab.functional.likelihood import sequence_logps, supervised, token_logps, upcast
 from alignlab.functional.pictures import gaussian_blur
@@ -19,6 +20,7 @@ from alignlab.functional.processes import gather, total
 from alignlab.functional.weighting import logit_gain, visual_weights, weighted_mean, weighted_nll
 
 __all__ = [
+    "diffusion_noise",
     "gather",
     "gaussian_blur",
     "hard_cross_entropy",
