@@ -21,7 +21,7 @@ def diffusion_noise(
 
     Args:
         pixels: Of any shape, normalised as the vision tower takes them.
-        step: The index t, 0 <= step < num_steps; at 500 half of a picture's spread is noise, at 999 nearly all.
+        step: The index t, 0 <= step < num_steps; of 1000, the noise's factor is 0.51 at 500 and 0.96 at 999.
         num_steps: Length of the schedule.
         noise: Of the same shape, standard normal; None: drawn.
         generator: What draws it; None: torch's global one.
