@@ -12,6 +12,15 @@ a quarter as deep as a model of 7 billion weights, since three models take turns
 
     python experiments/benchmarks/cal.py --device cuda --dtype bfloat16 --layers 8 --width 4096 --words 32000
 
+Measured, 31 repeats (2 shared cores, 1 thread, Linux, Python 3.11.7, torch 2.13.0+cpu, transformers 5.23.0; load 0.8),
+milliseconds a step and MiB; the ratio to MLE, of times with its 95 % interval:
+
+                     MLE    CAL   ratio                 target       official  ratio
+    time            1753   1834   1.058 [1.024, 1.076]  1.06: met*       2394  1.359 [1.328, 1.379]
+    memory in use    529    531   1.003                 1.05: met         563  1.063
+    of the process   666    664   0.998                                   685  1.029
+
+*: the interval goes past it. No run on a GPU has been made.
 """
 
 import gc
@@ -216,7 +225,8 @@ def main() -> None:
     settings = parser.parse_args()
     prepare()
     result: dict[str, Any] = {"machine": machine() | {"threads": torch.get_num_threads()}}
-    result["settings"] = {key: str(value) for key, value in vars(settings).items()}
+    kept = ("device", "dtype", "layers", "width", "words", "repeats")
+    result["settings"] = {key: getattr(settings, key) for key in kept}
     with TemporaryDirectory() as folder:
         small = Path(folder) / "small"
         write_model(small, 2, 128, 4000)
