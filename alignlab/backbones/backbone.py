@@ -259,7 +259,7 @@ class Backbone(Parted):
             module.training = training
         named = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
         for cap in (None, named):
-            if torch.allclose(_bounded(logits, cap), official, rtol=1e-3, atol=1e-4):
+            if torch.allclose(_bounded(logits, cap), official, rtol=1e-3, atol=1e-4, equal_nan=True):
                 return cap
         raise InputError(
             f"backbone.path: {type(self.model).__name__} of {self.path} gives other logits than its head, which it "
