@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText
 
 from alignlab.backbones import blind
 from alignlab.backbones.encoding import Encoder
-from alignlab.backbones.parted import PARTS, Attention, Dtype, Part, Parted
+from alignlab.backbones.parted import PARTS, Attention, Dtype, Part, Parted, evaluating
 from alignlab.backbones.reading import random_model, read_model
 from alignlab.batch import Tokens
 from alignlab.errors import InputError
@@ -249,14 +249,10 @@ class Backbone(Parted):
             InputError: The model does something else with what its head gives.
         """
         text = torch.full((1, 2), self.encoder.pad_id, device=self.device)
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
-        with torch.no_grad():
+        with evaluating(self), torch.no_grad():
             official = self.model(input_ids=text, attention_mask=torch.ones_like(text), use_cache=False).logits
             states = self.model.base_model(input_ids=text, attention_mask=torch.ones_like(text), use_cache=False)
             logits = self.model.get_output_embeddings()(states.last_hidden_state)
-        for module, training in modes:
-            module.training = training
         named = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
         for cap in (None, named):
             if torch.allclose(_bounded(logits, cap), official, rtol=1e-3, atol=1e-4, equal_nan=True):

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 from torch import nn
@@ -46,3 +47,15 @@ class Parted(nn.Module):
                 self.parts[part].load_state_dict(donor[part].state_dict())
             except RuntimeError as error:
                 raise InputError(f"backbone: {who}: the {part} does not fit {self.path}: {error}") from None
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module in evaluation mode for a while; each submodule then gets its own former mode back."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training

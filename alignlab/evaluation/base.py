@@ -4,7 +4,6 @@ import re
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from alignlab.backbones import Backbone
+from alignlab.backbones.parted import evaluating
 from alignlab.backbones.pictures import open_image
 from alignlab.batch import Content, Example, Turn
 from alignlab.data.base import AlignmentData, Split, check_supplies
@@ -187,18 +187,6 @@ class Evaluator(ABC):
             part = things[start : start + self.batch_size]
             yield part
             on_batch(start + len(part), len(things))
-
-
-@contextmanager
-def evaluating(module: torch.nn.Module) -> Iterator[None]:
-    """Put a module in evaluation mode for a while; each submodule then gets its own former mode back."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
 
 
 def mean(values: Iterable[float]) -> float:

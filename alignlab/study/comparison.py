@@ -103,7 +103,7 @@ def verdict(results: Results, arm: str) -> Verdict:
 
 def extent(results: Results) -> list[str]:
     """How large the study is and how much of it is there."""
-    axes = [(results.arms, "arm"), (results.starts, "start"), (results.seeds, "seed")]
+    axes = ((results.arms, "arm"), (results.starts, "start"), (results.seeds, "seed"))
     planned, missing = len(results.cells), len(results.cells) - len(results.finished)
     full = math.prod(len(values) for values, _ in axes)
     size = " × ".join(count(len(values), noun) for values, noun in axes)

@@ -194,7 +194,7 @@ def _arm_seeds(arm: str, value: Any, seeds: tuple[int, ...], faults: list[str]) 
     own = _seeds(value, f"arm {arm}: seeds", faults)
     if others := [str(seed) for seed in own if seed not in seeds]:
         faults.append(f"arm {arm}: seeds: {', '.join(others)} is not among the study's seeds, {list(seeds)}")
-    return own
+    return tuple(seed for seed in own if seed in seeds)
 
 
 def _incomparable(
