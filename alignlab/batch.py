@@ -236,6 +236,8 @@ class Batch:
         embedding: (B, E), a teacher's embedding of each target.
         roles: (B, T) long, along ``conversation``: the place in ``ROLES`` of the last answer's tokens; -1 elsewhere.
         groups: B names; the samples of one group are right for each other.
+        prompt_lengths: (B,) long, real tokens before the last answer, of ``conversation`` and of ``rejected`` alike.
+        answer_lengths: (2, B) long, tokens of those two answers, before they were cut to the longest sequence.
     """
 
     ids: tuple[str, ...]
@@ -250,6 +252,8 @@ class Batch:
     embedding: Tensor | None = None
     roles: Tensor | None = None
     groups: tuple[str, ...] | None = None
+    prompt_lengths: Tensor | None = None
+    answer_lengths: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -1,6 +1,7 @@
 """Backbone: one interface over the vision-language models of transformers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from inspect import signature
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 
 from alignlab.backbones import blind
+from alignlab.backbones.answers import Answers, apart, joinable, joined, trial
 from alignlab.backbones.encoding import Encoder
 from alignlab.backbones.parted import PARTS, Attention, Dtype, Part, Parted, evaluating
 from alignlab.backbones.reading import random_model, read_model
@@ -108,12 +110,51 @@ class Backbone(Parted):
         )
         return output.last_hidden_state
 
-    def features(self, tokens: Tokens) -> Any:
-        """Encode the pictures alone, in the model's own form; None where there are none or the family cannot share."""
+    def features(self, tokens: Tokens, *, tape: list[Any] | None = None) -> Any:
+        """Encode the pictures alone, in the model's own form; None where there are none or the family cannot share.
+
+        Args:
+            tape: What a vision tower that does not train gives for these pictures: filled where it is empty, else read
+                in place of running the tower, though the projector be another by now.
+        """
         if not self._shares_features or not tokens.num_images.any():
             return None
         pictures = {key: value for key, value in tokens.vision.items() if key in self._image_arguments}
-        return self.model.get_image_features(**pictures, return_dict=True)
+        with self._taping(tape):
+            return self.model.get_image_features(**pictures, return_dict=True)
+
+    def answers(self, chosen: Tokens, rejected: Tokens, prompt_lengths: Tensor) -> Answers:
+        """Two answers to each of B prompts, for ``answer_logps``.
+
+        Prompt and pictures are computed once for both answers where that is exact: with an attention that takes a mask
+        of who looks at whom, in decoders that see all before them, by position ids. Else each answer has its own.
+
+        Args:
+            chosen: Prompts with the one answer at their end.
+            rejected: The same prompts with the other.
+            prompt_lengths: (B,) long, real tokens before the answers.
+        """
+        reach = blind.horizon(self.model.get_decoder())
+        width = chosen.input_ids.shape[1] + rejected.input_ids.shape[1]
+        if (reach is None or width <= reach) and joinable(chosen, rejected, prompt_lengths) and self._joins:
+            positions = self._positions(chosen), self._positions(rejected)
+            return joined(chosen, rejected, prompt_lengths, positions, self.encoder.pad_id, self.model.dtype)
+        return apart(chosen, rejected, prompt_lengths)
+
+    def answer_logps(self, answers: Answers, *, features: Any = None) -> Tensor:
+        """Log-probabilities of the chosen and of the rejected answers, (2, B), sums in nats; 0 of an empty one.
+
+        The LM head runs on the states that predict their tokens alone; float32, or wider logits' type.
+
+        Args:
+            features: Result of ``features``, of the pictures of the prompts.
+        """
+        passes = zip(answers.sequences, answers.logits_at, strict=True)
+        states = torch.cat([self.hidden(tokens, features=features)[at] for tokens, at in passes])
+        logits = upcast(self._head(states))  # (M, V)
+        logps = logits[answers.states, answers.targets] - logits.logsumexp(-1)[answers.states]
+        sums = logps.new_zeros(answers.lengths.numel()).index_add(0, answers.owners, logps)
+        return sums.view_as(answers.lengths)
 
     def label_logits(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """The logit of one token each, (...), of states (..., D) and ids (...), without those of the others.
@@ -212,6 +253,35 @@ class Backbone(Parted):
     @cached_property
     def _shares_features(self) -> bool:
         return "mm_encoder_outputs" in signature(self.model.forward).parameters
+
+    @contextmanager
+    def _taping(self, tape: list[Any] | None) -> Iterator[None]:
+        tower = self.model.get_encoder(modality="image")
+        if tape is None or any(parameter.requires_grad for parameter in tower.parameters()):
+            yield
+        elif tape:
+            given = iter(tape)
+            tower.forward = lambda *arguments, **named: next(given)
+            try:
+                yield
+            finally:
+                del tower.forward
+        else:
+            hook = tower.register_forward_hook(lambda module, arguments, output: tape.append(output))
+            try:
+                yield
+            finally:
+                hook.remove()
+
+    @cached_property
+    def _joins(self) -> bool:
+        """Whether the model makes the same of two answers in one sequence as of two sequences."""
+        if self.model.get_decoder().config._attn_implementation not in ("sdpa", "eager"):
+            return False
+        with evaluating(self), torch.no_grad():
+            one, two = (self.answer_logps(each) for each in trial(self.encoder.pad_id, self.device, self.model.dtype))
+        tolerance = 1e-3 if self.model.dtype in (torch.float32, torch.float64) else 5e-2
+        return torch.allclose(one, two, rtol=tolerance, atol=tolerance)
 
     @cached_property
     def _image_arguments(self) -> frozenset[str]:

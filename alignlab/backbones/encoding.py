@@ -1,7 +1,9 @@
 """Encoder: the processor side of a backbone, from Examples to token sequences; it runs in the loader's workers."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, Self
 
@@ -86,26 +88,52 @@ class Encoder(Batching):
         """Encode the named sequences of every example.
 
         Raises:
-            InputError: An example lacks one, ``max_length`` would cut a picture or leave nothing to train on, or there
-                are not as many roles as words.
+            InputError: An example lacks one, ``max_length`` would cut a picture or leave nothing to train on (but of
+                pairs, which are then nothing to their objective), or there are not as many roles as words.
         """
-        if "roles" in sequences and "conversation" not in sequences:
-            raise InputError("roles are along the tokens of the conversation; what requires roles requires it, too")
+        for name in ("roles", "rejected"):
+            if name in sequences and "conversation" not in sequences:
+                raise InputError(f"{name} go with a conversation; what requires {name} requires it, too")
         return super().batch(examples, sequences)
 
     def sequence(self, name: str, examples: Sequence[Example], among: Sequence[str]) -> dict[str, Any]:
         match name:
-            case "conversation" if "roles" in among:
-                return {}  # made with the roles
+            case "conversation" if "roles" in among or "rejected" in among:
+                return {}  # made with those
             case "roles":
                 conversation, words = self.words([(e.id, e.conversation) for e in examples])
                 return {"conversation": conversation, name: token_roles(examples, words)}
+            case "rejected":
+                return self.pairs(examples)
             case "conversation":
                 return {name: self.conversations([(e.id, e.conversation) for e in examples])}
-            case "rejected":
-                turns = [(e.id, (*e.conversation[:-1], Turn("assistant", e.rejected))) for e in examples]
-                return {name: self.conversations(turns)}
         return super().sequence(name, examples, among)
+
+    def pairs(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """Encode each conversation with its own last answer and with the rejected one, and say where those begin.
+
+        Prompts and their pictures are processed once. Where ``max_length`` leaves nothing of an answer, there is none
+        of its labels.
+        """
+        rows = self._rows([(e.id, e.conversation) for e in examples])
+        others = self._rows([(e.id, (*e.conversation[:-1], Turn("assistant", e.rejected))) for e in examples])
+        encoded = self._process(rows)
+        if all(len(other.images) == len(row.images) for row, other in zip(rows, others, strict=True)):
+            answers = self.tokenizer([row.segments[-1][0] for row in others], add_special_tokens=False)["input_ids"]
+            exchanged = _exchanged(encoded, [len(row.segments) for row in rows], answers)
+        else:  # a rejected answer shows pictures itself
+            exchanged = self._process(others)
+        sides = [(rows, encoded), (others, exchanged)]
+        conversation, rejected = (self._tokens(*side, self.padding_side) for side in sides)
+        if rejected.num_images.equal(conversation.num_images):
+            rejected = replace(rejected, vision={**conversation.vision, **rejected.along()})
+        lengths = [_lengths(*side) for side in sides]
+        return {
+            "conversation": conversation,
+            "rejected": rejected,
+            "prompt_lengths": torch.tensor([sum(before) for *before, _ in lengths[0]]),
+            "answer_lengths": torch.tensor([[last for *_, last in side] for side in lengths]),
+        }
 
     def conversations(self, conversations: Sequence[tuple[str, tuple[Turn, ...]]]) -> Tokens:
         """Encode whole conversations, each with its id, labels on the assistant's turns."""
@@ -139,6 +167,16 @@ class Encoder(Batching):
         turns = [(Turn("user", content),) for content in contents]
         rows = [_Row("content", [(self._render(turn, answer=True), False)], _images(turn)) for turn in turns]
         return self._tokens(rows, self._process(rows), self.padding_side)
+
+    def tokenizer_fingerprint(self) -> str:
+        """16 hexadecimal characters of what decides which tokens a conversation is."""
+        model = getattr(self.tokenizer, "backend_tokenizer", None)
+        words = self.tokenizer.get_vocab() if model is None else model.to_str()
+        return _digest([words, self.tokenizer.chat_template, self.processor.chat_template, self.first_token])
+
+    def image_fingerprint(self) -> str:
+        """16 hexadecimal characters of what decides what the vision tower sees of a picture."""
+        return _digest(self.image_processor.to_dict())
 
     def decode(self, ids: Tensor) -> list[str]:
         """Text of generated ids (B, L), special tokens stripped."""
@@ -253,6 +291,30 @@ class Encoder(Batching):
                 f"max_length = {self.max_length} would cut a {row.id} of {length} tokens, whose end asks for the "
                 f"answer; set backbone.max_length to at least {length}, or null"
             )
+
+
+def _digest(value: Any) -> str:
+    return hashlib.blake2b(json.dumps(value, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
+
+
+def _lengths(rows: Sequence[_Row], encoded: Mapping[str, Any]) -> list[list[int]]:
+    """Tokens of every stretch of every row."""
+    pieces = iter(encoded["input_ids"])
+    return [[len(next(pieces)) for _ in row.segments] for row in rows]
+
+
+def _exchanged(encoded: Mapping[str, Any], counts: Sequence[int], answers: list[list[int]]) -> dict[str, Any]:
+    """The same with other tokens in the last of each row's stretches, of which there are ``counts``."""
+    places = [sum(counts[: row + 1]) - 1 for row in range(len(counts))]
+    exchanged = {}
+    for key, value in encoded.items():
+        if aligned(value, encoded["input_ids"]):
+            value = list(value)
+            for place, answer in zip(places, answers, strict=True):
+                # What else is said of a token is the same of all tokens of a text.
+                value[place] = answer if key == "input_ids" else (value[place][-1:] or [0]) * len(answer)
+        exchanged[key] = value
+    return exchanged
 
 
 def padding_id(tokenizer: Any) -> int:

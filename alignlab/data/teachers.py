@@ -84,10 +84,12 @@ class SentenceTeacher:
         return encoded.float().cpu()
 
 
-def weights_fingerprint(module: nn.Module) -> str:
-    """16 hexadecimal characters of a module's structure and weights, wherever they lie."""
-    digest = hashlib.sha256(repr(module).encode())
-    for name, tensor in module.state_dict().items():
+def weights_fingerprint(module: nn.Module, *, but: Sequence[nn.Parameter] = ()) -> str:
+    """16 hexadecimal characters of a module's structure and weights, wherever they lie, but for some of them."""
+    digest, left_out = hashlib.sha256(repr(module).encode()), {id(parameter) for parameter in but}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if id(tensor) in left_out:
+            continue
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]

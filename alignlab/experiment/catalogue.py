@@ -55,11 +55,12 @@ def kinds() -> tuple[Kind, ...]:
     from alignlab.adapters import Adapter
     from alignlab.data import AlignmentData
     from alignlab.evaluation import Evaluator
-    from alignlab.objectives import Contrast, Objective
+    from alignlab.objectives import Contrast, Objective, Reference
 
     return (
         Kind("objective", Objective, "alignlab.objectives", given=("backbone",)),
         Kind("contrast", Contrast, "alignlab.objectives"),
+        Kind("reference", Reference, "alignlab.objectives"),
         Kind("adapter", Adapter, "alignlab.adapters"),
         Kind("data module", AlignmentData, "alignlab.data"),
         Kind("evaluator", Evaluator, "alignlab.evaluation"),

@@ -11,6 +11,8 @@ from alignlab.objectives.llm2cliptext import LLM2CLIPText
 from alignlab.objectives.mixture import Mixture
 from alignlab.objectives.mle import MLE
 from alignlab.objectives.optimization import Optimization
+from alignlab.objectives.references import AdaptersOff, Cached, Free, FrozenCopy, Reference
+from alignlab.objectives.seva import SeVa
 from alignlab.objectives.siglip import SigLIP
 from alignlab.objectives.unime import UniME
 from alignlab.objectives.unimedistillation import UniMEDistillation
@@ -20,9 +22,13 @@ __all__ = [
     "CLIP",
     "LLM2CLIP",
     "MLE",
+    "AdaptersOff",
     "BlurredImage",
+    "Cached",
     "Contrast",
     "Contrastive",
+    "Free",
+    "FrozenCopy",
     "InfoNCE",
     "LLM2CLIPText",
     "Loss",
@@ -32,6 +38,8 @@ __all__ = [
     "NoImage",
     "Objective",
     "Optimization",
+    "Reference",
+    "SeVa",
     "SigLIP",
     "UniME",
     "UniMEDistillation",

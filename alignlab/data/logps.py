@@ -1,0 +1,121 @@
+"""logps: a file of the log-probabilities that a model gives to the two answers of each example.
+
+A safetensors file with the tensors ``logps`` (n, 2), of the chosen and the rejected answers in nats. Its metadata name
+the examples, row by row, and say what it was made of.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from hashlib import blake2b
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from alignlab.batch import Example, Part
+from alignlab.data.base import NUM_CHECKED, AlignmentData
+from alignlab.errors import InputError
+
+FORMAT, VERSION = "alignlab answer logps", "1"
+
+
+class AnswerLogps:
+    """Log-probabilities of answers, found by the example's id.
+
+    Args:
+        path: The file.
+        made_of: What decides about its content, name -> fingerprint.
+    """
+
+    def __init__(self, path: Path, made_of: Mapping[str, str]) -> None:
+        self.path, self.made_of = path, dict(made_of)
+        self.rows: dict[str, int] = {}
+
+    def exists(self) -> bool:
+        return self.path.exists()
+
+    def write(self, rows: Iterator[tuple[str, Tensor]]) -> None:
+        """Fill the file unless it is there, while others who want to fill it wait.
+
+        Args:
+            rows: Ids and (2,) log-probabilities; not begun where the file is there.
+
+        Raises:
+            InputError: Two examples have one id.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with (self.path.parent / f".{self.path.name}.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if self.exists():
+                return
+            ids, values = zip(*rows, strict=True)
+            if len(set(ids)) != len(ids):
+                twin = next(id for index, id in enumerate(ids) if id in ids[:index])
+                raise InputError(
+                    f"several examples are called {twin!r}; cached log-probabilities are found by id, which must then "
+                    "be unique in both splits together"
+                )
+            metadata = {
+                "format": FORMAT,
+                "version": VERSION,
+                "made_of": json.dumps(self.made_of),
+                "ids": json.dumps(ids),
+            }
+            partial = self.path.with_name(f".{self.path.name}.partial")
+            save_file({"logps": torch.stack(values)}, partial, metadata)
+            os.replace(partial, self.path)
+
+    def read(self) -> None:
+        """Load the file.
+
+        Raises:
+            InputError: It cannot be read, or was made of something else.
+        """
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                metadata, self.values = file.metadata() or {}, file.get_tensor("logps")
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{self.path} cannot be read: {error}; remove it to have it computed again") from None
+        made_of = json.loads(metadata.get("made_of", "{}"))
+        if differing := [name for name, value in self.made_of.items() if made_of.get(name) != value]:
+            raise InputError(
+                f"{self.path} holds log-probabilities of other {', '.join(differing)}; remove it to have them "
+                "computed again"
+            )
+        self.rows = {id: row for row, id in enumerate(json.loads(metadata["ids"]))}
+
+    def of(self, ids: Sequence[str]) -> Tensor:
+        """Those of some examples, (2, B).
+
+        Raises:
+            InputError: There are none of an example.
+        """
+        if lacking := [id for id in ids if id not in self.rows]:
+            raise InputError(f"{self.path} has no log-probabilities of example {lacking[0]!r}; remove it")
+        return self.values[[self.rows[id] for id in ids]].T
+
+
+def pair_hashes(data: AlignmentData) -> str:
+    """16 hexadecimal characters of how many examples there are, and of a spread sample of them, pictures included."""
+    digest = blake2b(digest_size=8)
+    for split in ("train", "val"):
+        examples = data.filled(split)
+        digest.update(f"{split} {len(examples)}".encode())
+        for index in range(0, len(examples), max(len(examples) // NUM_CHECKED, 1)):
+            digest.update(_content(examples[index]))
+    return digest.hexdigest()
+
+
+def _content(example: Example) -> bytes:
+    turns = [part for turn in example.conversation for part in (turn.role, *turn.content)]
+    parts: list[Part] = [example.id, *turns, *example.rejected]
+    return b"\0".join(part.encode() if isinstance(part, str) else _picture(part) for part in parts)
+
+
+def _picture(part: Image.Image | Path) -> bytes:
+    return part.read_bytes() if isinstance(part, Path) else part.tobytes()
