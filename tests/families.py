@@ -102,10 +102,27 @@ def sequences(backbone, *, side="right", text_only=False, direct=True):
         [([5], False), (show, False), *between, ([20], True), (show, False), *between, ([21, 22], True)],
         [([5, 30, 31], False), ([32, 33], True)],
     ]  # fmt: skip
-    rows = rows[2:] if text_only else rows
+    return tokens_of(backbone, rows[2:] if text_only else rows, side=side)
+
+
+def pair(backbone, *, side="right", direct=True, answers=(([9, 10, 11], [12]), ([21], [22, 23, 24]), ([33], []))):
+    """Three prompts as above, each with two answers: the sequences of both, and how long the prompts are."""
+    show, between = [IMAGE] * PATCHES, [] if direct else [24]
+    prompts = [[5, 6, *show, 7, 8], [5, *show, *between, 20, *show, *between], [5, 30, 31]]
+    sides = [
+        tokens_of(
+            backbone, [[(p, False), (a, True)] for p, a in zip(prompts, each, strict=True)], side=side, extra=extra
+        )
+        for extra, each in enumerate(zip(*answers, strict=True), start=1)
+    ]
+    return *sides, torch.tensor([len(prompt) for prompt in prompts])
+
+
+def tokens_of(backbone, rows, *, side="right", extra=2):
+    """Rows of stretches, each with whether it is trained on."""
     ids = [[token for part, _ in row for token in part] for row in rows]
     labels = [[token if trained else IGNORE for part, trained in row for token in part] for row in rows]
-    length = max(map(len, ids)) + 2
+    length = max(map(len, ids)) + extra
 
     def padded(values, fill):
         return torch.tensor([

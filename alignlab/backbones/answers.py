@@ -124,9 +124,13 @@ def joinable(chosen: Tokens, rejected: Tokens, prompt_lengths: Tensor) -> bool:
     """Whether the sequences say so: one prompt, with all of the pictures, and no rules of who looks at whom."""
     if "token_type_ids" in chosen.vision:  # parts of the prompt look at what comes after them
         return False
-    after = [tokens.image_mask & _scored(tokens, prompt_lengths) for tokens in (chosen, rejected)]
-    same = torch.equal(chosen.num_images, rejected.num_images)
-    return same and bool(prompt_lengths.min() > 0) and not any(bool(each.any()) for each in after)
+    scored = [_scored(tokens, prompt_lengths) for tokens in (chosen, rejected)]
+    prompts = [
+        tokens.input_ids[tokens.attention_mask.bool() & ~of]
+        for tokens, of in zip((chosen, rejected), scored, strict=True)
+    ]
+    shown = (chosen.image_mask & scored[0]).any() | (rejected.image_mask & scored[1]).any()
+    return torch.equal(*prompts) and not bool(shown | (prompt_lengths < 1).any())
 
 
 def trial(pad_id: int, device: torch.device, dtype: torch.dtype) -> tuple[Answers, Answers]:
