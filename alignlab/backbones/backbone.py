@@ -1,5 +1,6 @@
 """Backbone: one interface over the vision-language models of transformers."""
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -261,13 +262,13 @@ class Backbone(Parted):
             yield
         elif tape:
             given = iter(tape)
-            tower.forward = lambda *arguments, **named: next(given)
+            tower.forward = lambda *arguments, **named: copy.copy(next(given))  # some models write into what they get
             try:
                 yield
             finally:
                 del tower.forward
         else:
-            hook = tower.register_forward_hook(lambda module, arguments, output: tape.append(output))
+            hook = tower.register_forward_hook(lambda module, given, output: tape.append(copy.copy(output)))
             try:
                 yield
             finally:

@@ -28,16 +28,15 @@ class AnswerLogps:
     """Log-probabilities of answers, found by the example's id.
 
     Args:
-        path: The file.
-        made_of: What decides about its content, name -> fingerprint.
+        folder: Where files of several models and data sets are kept, each named after what it was made of.
+        made_of: What decides about the content, name -> fingerprint.
     """
 
-    def __init__(self, path: Path, made_of: Mapping[str, str]) -> None:
-        self.path, self.made_of = path, dict(made_of)
+    def __init__(self, folder: Path, made_of: Mapping[str, str]) -> None:
+        self.made_of = dict(made_of)
+        digest = blake2b(json.dumps(self.made_of).encode(), digest_size=8).hexdigest()
+        self.path = folder / f"{digest}.safetensors"
         self.rows: dict[str, int] = {}
-
-    def exists(self) -> bool:
-        return self.path.exists()
 
     def write(self, rows: Iterator[tuple[str, Tensor]]) -> None:
         """Fill the file unless it is there, while others who want to fill it wait.
@@ -51,7 +50,7 @@ class AnswerLogps:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with (self.path.parent / f".{self.path.name}.lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if self.exists():
+            if self.path.exists():
                 return
             ids, values = zip(*rows, strict=True)
             if len(set(ids)) != len(ids):

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, distributed
 
@@ -78,6 +78,12 @@ class Objective(LightningModule):
             InputError: They are none that this objective can be trained on.
         """
 
+    def begin(self, trainer: Trainer) -> None:
+        """See or compute what needs the start's weights, on their device, before the first step; by default nothing.
+
+        Also called before a training goes on, with the weights as they are by then.
+        """
+
     def setup(self, stage: str) -> None:
         data = self.trainer.datamodule
         check_supplies(type(self).__name__, self.requires, data)
@@ -88,6 +94,9 @@ class Objective(LightningModule):
             rank_zero_warn(f"{type(self).__name__}: accumulating micro-batches is not a larger batch: {self.coupled}")
         if self.per_process and self.trainer.world_size > 1:
             rank_zero_warn(f"{type(self).__name__}: several processes are not one larger batch: {self.per_process}")
+
+    def on_fit_start(self) -> None:
+        self.begin(self.trainer)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         self._stop_if_not_finite()

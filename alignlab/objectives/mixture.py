@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Self
 
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from alignlab.backbones import Backbone
@@ -20,7 +21,7 @@ class Mixture(Objective):
         sum over parts p of weights_p * mean_p
 
     The parts' means are over different things (tokens, pairs), each over all processes; micro-batches count by samples.
-    Of the parts' hooks ``prepare``, ``after_step`` and ``train`` are called, no other.
+    Of the parts' hooks ``prepare``, ``begin``, ``after_step`` and ``train`` are called, no other.
 
     Args:
         parts: Name -> objective, still to be given its backbone; the names prefix what each part reports.
@@ -60,6 +61,10 @@ class Mixture(Objective):
     def prepare(self, data: AlignmentData, num_processes: int) -> None:
         for part in self.parts.values():
             part.prepare(data, num_processes)
+
+    def begin(self, trainer: Trainer) -> None:
+        for part in self.parts.values():
+            part.begin(trainer)
 
     def loss(self, batch: Batch) -> Loss:
         losses = {name: part.loss(batch) for name, part in self.parts.items()}

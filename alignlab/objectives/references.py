@@ -1,15 +1,13 @@
 """references: what a policy's log-probabilities are compared with."""
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from alignlab.adapters import adapter_parameters, adapters_off, has_adapters
@@ -30,11 +28,11 @@ class Reference(ABC):
         """Take notice of the policy, whose weights are those of the start still."""
         self.backbone = backbone
 
-    def prepare(self, module: LightningModule, data: AlignmentData) -> None:  # noqa: B027  # most are ready
-        """Get ready before training begins or goes on, while the policy's weights are those of the start still."""
+    def prepare(self, data: AlignmentData) -> None:  # noqa: B027  # most need not know them
+        """Look at the data, before training begins or goes on."""
 
-    def compute(self, module: LightningModule) -> None:  # noqa: B027
-        """Compute what is to be known before the first step, with the weights on their device."""
+    def begin(self, trainer: Trainer) -> None:  # noqa: B027
+        """As ``Objective.begin``."""
 
     @abstractmethod
     def logps(self, batch: Batch, answers: Answers, tape: list[Any]) -> Tensor:
@@ -56,15 +54,12 @@ class FrozenCopy(Reference):
         """The weights that are not the start's once training has begun."""
         return [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
 
-    def prepare(self, module: LightningModule, data: AlignmentData) -> None:
-        known = {id(parameter) for parameter, _ in self.kept}
-        if len(known) != len(new := self.changing()) or not all(id(parameter) in known for parameter in new):
+    def begin(self, trainer: Trainer) -> None:
+        if {id(parameter) for parameter, _ in self.kept} != {id(parameter) for parameter in self.changing()}:
             raise InputError(
-                f"{type(module).__name__} was made before it was decided which weights train, so its "
-                f"{type(self).__name__} is a copy of others; apply the adapter first"
+                f"{type(self).__name__} copied the weights that trained when the objective was made, and others do "
+                "by now; apply the adapter first"
             )
-
-    def compute(self, module: LightningModule) -> None:
         self._follow()
 
     @contextmanager
@@ -97,9 +92,7 @@ class AdaptersOff(FrozenCopy):
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)
         if not (backbone.device.type == "meta" or has_adapters(backbone)):
-            raise InputError(
-                "AdaptersOff is a reference for a policy with adapters, and this one has none: use FrozenCopy"
-            )
+            raise InputError("AdaptersOff needs a policy with adapters, and this one has none; use FrozenCopy")
 
     def changing(self) -> list[nn.Parameter]:
         added = {id(parameter) for parameter in adapter_parameters(self.backbone)}
@@ -132,39 +125,47 @@ class Cached(Reference):
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
 
-    def prepare(self, module: LightningModule, data: AlignmentData) -> None:
-        self.data = data
-        encoder = self.backbone.encoder
-        self.made_of = {
-            "weights": weights_fingerprint(self.backbone.model, but=tuple(adapter_parameters(self.backbone))),
-            "tokenizer": encoder.tokenizer_fingerprint(),
-            "images": encoder.image_fingerprint(),
-            "max_length": str(encoder.max_length),
-            "precision": str(module.trainer.precision),
-            "data": pair_hashes(data),
-        }
-        digest = blake2b(json.dumps(self.made_of).encode(), digest_size=8).hexdigest()
-        self.table = AnswerLogps(self.folder / f"{digest}.safetensors", self.made_of)
+    def attach(self, backbone: Backbone) -> None:
+        super().attach(backbone)
+        if backbone.device.type != "meta":  # else there are shapes alone
+            self.weights = self._fingerprint()
 
-    def compute(self, module: LightningModule) -> None:
-        if not self.table.exists() and module.trainer.global_step:
-            raise InputError(
-                f"{self.table.path}, which this training began with, is gone, and the weights are the start's no "
-                "longer; put the file back, or train anew"
-            )
-        strategy = module.trainer.strategy
-        if module.trainer.is_global_zero:
-            self.table.write(self._rows(module))
-        strategy.barrier()
+    def _fingerprint(self) -> str:
+        return weights_fingerprint(self.backbone.model, but=tuple(adapter_parameters(self.backbone)))
+
+    def prepare(self, data: AlignmentData) -> None:
+        self.data = data
+
+    def begin(self, trainer: Trainer) -> None:
+        encoder = self.backbone.encoder
+        self.table = AnswerLogps(
+            self.folder,
+            {
+                "weights": self.weights,
+                "tokenizer": encoder.tokenizer_fingerprint(),
+                "image processor": encoder.image_fingerprint(),
+                "max_length": str(encoder.max_length),
+                "precision": str(trainer.precision),
+                "data": pair_hashes(self.data),
+            },
+        )
+        if trainer.is_global_zero:
+            self.table.write(self._rows(trainer))
+        trainer.strategy.barrier()
         self.table.read()
 
     def logps(self, batch: Batch, answers: Answers, tape: list[Any]) -> Tensor:
         return self.table.of(batch.ids).to(answers.lengths.device)
 
     @torch.no_grad()
-    def _rows(self, module: LightningModule) -> Iterator[tuple[str, Tensor]]:
+    def _rows(self, trainer: Trainer) -> Iterator[tuple[str, Tensor]]:
         """Ids, and the log-probabilities (2,) of the two answers, of all examples."""
-        autocast = module.trainer.precision_plugin.forward_context()
+        if self._fingerprint() != self.weights:
+            raise InputError(
+                f"{self.table.path}, which this training began with, is gone, and the weights are the start's no "
+                "longer; put the file back, or train anew"
+            )
+        autocast = trainer.precision_plugin.forward_context()
         with evaluating(self.backbone), adapters_off(self.backbone), autocast:
             for split in ("train", "val"):
                 examples = self.data.filled(split)

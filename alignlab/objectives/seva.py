@@ -4,10 +4,12 @@ from collections.abc import Callable
 from inspect import signature
 from typing import Literal
 
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from alignlab.backbones.parted import disable_dropout
 from alignlab.batch import Batch
+from alignlab.data import AlignmentData
 from alignlab.errors import InputError
 from alignlab.functional import preference
 from alignlab.objectives.base import Loss, Objective
@@ -31,7 +33,8 @@ class SeVa(Objective):
     that no one has labelled: the rejected answer is the model's own to a corrupted image (``alignlab pairs``). Any
     other pairs do as well. p are sums over the tokens of the last answer, its closing token included. Differs from the
     official code, whose reference sees through the policy's projector and embeddings (seva/trainer/base_dpo_trainer.py,
-    llava_dpo_trainer.py); here it is the start in all its parts. There is no dropout, as there and in TRL.
+    llava_dpo_trainer.py); here it is the start in all its parts. There is no dropout, as there and in TRL,
+    also none for the other parts of a ``Mixture``.
 
     A step computes prompt and image once for both answers, and a frozen vision tower once for policy and reference.
 
@@ -72,12 +75,11 @@ class SeVa(Objective):
         self.reference = reference or (AdaptersOff() if has_adapters(backbone) else FrozenCopy())
         self.reference.attach(backbone)
 
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        self.reference.prepare(self, self.trainer.datamodule)
+    def prepare(self, data: AlignmentData, num_processes: int) -> None:
+        self.reference.prepare(data)
 
-    def on_fit_start(self) -> None:
-        self.reference.compute(self)  # here the weights are on their device, and no step has been taken
+    def begin(self, trainer: Trainer) -> None:
+        self.reference.begin(trainer)
 
     def loss(self, batch: Batch) -> Loss:
         answers = self.backbone.answers(batch.conversation, batch.rejected, batch.prompt_lengths)
