@@ -27,8 +27,10 @@ class POPE(Asking):
     with an error. ``accuracy`` and ``f1`` are the means of the splits that there are. Every question is asked once.
 
     An answer is no if one of the words ``No``, ``no`` and ``not`` stands before its first full stop, else yes, as in
-    the authors' evaluate.py. ``unparsed`` is the share of answers that do not begin with yes or no. In data of another
-    language, yes and no are the answers to the questions for present and for absent objects.
+    the authors' evaluate.py. ``strict_accuracy`` and ``strict_f1``, of each split and as means, are of the same answers
+    read strictly: one that does not begin with the word yes or no, in any case and after any marks, is wrong, whatever
+    the truth; ``unparsed`` is the share of those. In data of another language, yes and no are the answers to the
+    questions for present and for absent objects.
     """
 
     name = "pope"
@@ -51,6 +53,8 @@ class POPE(Asking):
         asked = _asked(examples)
         # The kind of such a question is its answer, so it is kept from who guesses.
         learned = [replace(each.question, kind="") for each in _asked(train_examples(data))]
+        if not learned:  # an empty answer would count as a yes
+            return {}
         answers = guesses(learned, [replace(each.question, kind="") for each in asked])
         return {how: judge_answers(asked, outputs) for how, outputs in answers.items()}
 
@@ -59,6 +63,12 @@ def says_yes(answer: str) -> bool:
     """Read an answer as the authors' evaluate.py does."""
     words = answer.partition(".")[0].replace(",", "").split(" ")
     return not {"No", "no", "not"} & set(words)
+
+
+def says_strictly(answer: str) -> bool | None:
+    """Whether an answer begins with the word yes or no, in any case and after any marks; None where with neither."""
+    found = re.match(r"[\W_]*(yes|no)(?![^\W_])", answer.lower())
+    return None if found is None else found[1] == "yes"
 
 
 def measures(truth: Sequence[bool], said: Sequence[bool]) -> dict[str, float]:
@@ -96,12 +106,21 @@ def judge_answers(asked: Sequence[Asked], outputs: Sequence[str]) -> dict[str, f
     for split in ABSENT:
         ids = {each.example.id for each in asked if each.question.kind == split}
         belongs = [each.question.kind in (split, PRESENT) and each.example.id in ids for each in asked]
-        rows = [(_truth(each), says_yes(text)) for each, text, of in zip(asked, texts, belongs, strict=True) if of]
+        rows = [(_truth(each), text) for each, text, of in zip(asked, texts, belongs, strict=True) if of]
         if rows:
-            found.append(measures(*zip(*rows, strict=True)))
+            found.append(_both_ways(*zip(*rows, strict=True)))
             scores |= {f"{split}_{name}": value for name, value in found[-1].items()}
-    scores |= {name: mean(each[name] for each in found) for name in ("accuracy", "f1")}
-    return scores | {"unparsed": mean(not re.match(r"\W*(yes|no)\b", text.lower()) for text in texts)}
+    means = ("accuracy", "f1", "strict_accuracy", "strict_f1")
+    scores |= {name: mean(each[name] for each in found) for name in means}
+    return scores | {"unparsed": mean(says_strictly(text) is None for text in texts)}
+
+
+def _both_ways(truth: Sequence[bool], texts: Sequence[str]) -> dict[str, float]:
+    """The measures of answers as the authors read them, and accuracy and F1 of the same read strictly."""
+    said = [says_strictly(text) for text in texts]
+    strict = measures(truth, [not is_there if yes is None else yes for is_there, yes in zip(truth, said, strict=True)])
+    official = measures(truth, [says_yes(text) for text in texts])
+    return official | {f"strict_{name}": strict[name] for name in ("accuracy", "f1")}
 
 
 def _english(outputs: Sequence[str], asked: Sequence[Asked]) -> list[str]:

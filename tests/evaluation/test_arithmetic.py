@@ -12,7 +12,7 @@ from alignlab.evaluation.asking import Asked
 from alignlab.evaluation.base import tidy
 from alignlab.evaluation.caption import picked
 from alignlab.evaluation.composition import by_kind, wins
-from alignlab.evaluation.pope import judge_answers, measures, says_yes
+from alignlab.evaluation.pope import judge_answers, measures, says_strictly, says_yes
 from alignlab.evaluation.retrieval import right_pairs, wrong_ahead
 from alignlab.functional import normalize
 
@@ -189,6 +189,17 @@ class TestPOPE:
         assert measures(truth, said) == pytest.approx(expected)
         assert measures([False], [False]) == {"accuracy": 1, "precision": 0, "recall": 0, "f1": 0, "yes_ratio": 0}
 
+    @pytest.mark.parametrize(
+        ("answer", "expected"),
+        [
+            *(("Yes", True), ("  NO.", False), ('"**yes**, it is', True), ("_No_", False), ("No\n", False)),
+            *(("Yes,no", True), ("no-one", False), ("Nope", None), ("Yesterday", None), ("", None), (" .", None)),
+            *(("There is no cat.", None), ("not", None), ("I see: yes", None), ("yes1", None)),
+        ],
+    )
+    def test_a_strict_answer_begins_with_the_word(self, answer, expected):
+        assert says_strictly(answer) is expected
+
     ASKED = [
         Asked(f"{example}-{kind}", Example(example), Question(kind, yes if kind == "present" else no, kind))
         for example, kinds, yes, no in (
@@ -209,6 +220,21 @@ class TestPOPE:
         assert scores["random_f1"] == 0.5 and scores["popular_f1"] == pytest.approx(0.8)
         assert scores["accuracy"] == 0.625 and scores["f1"] == pytest.approx(0.65)
         assert scores["unparsed"] == 0.0 and not any(name.startswith("adversarial") for name in scores)
+        assert all(scores[f"strict_{name}"] == scores[name] for name in ("accuracy", "f1"))
+
+    def test_an_answer_that_begins_with_neither_word_is_strictly_wrong_whatever_the_truth(self):
+        #      a: present random popular  b: present random  c: present popular
+        outputs = ["yes", "no", "There is no such thing.", "Certainly", "no", "yes", "I say no"]
+        scores = judge_answers(self.ASKED, outputs)
+        assert scores["accuracy"] == scores["f1"] == 1.0 and scores["unparsed"] == 3 / 7
+        # random: b's present one is wrong, 1 hit of 2 there; popular: both absent ones are wrong, as if called there.
+        assert scores["random_strict_accuracy"] == 0.75 and scores["popular_strict_accuracy"] == 0.5
+        assert scores["random_strict_f1"] == pytest.approx(2 / 3) and scores["popular_strict_f1"] == pytest.approx(
+            2 / 3
+        )
+        assert scores["strict_accuracy"] == 0.625 and scores["strict_f1"] == pytest.approx(2 / 3)
+        nothing = judge_answers(self.ASKED, [""] * 7)
+        assert nothing["strict_accuracy"] == nothing["strict_f1"] == 0.0 and nothing["unparsed"] == 1.0
 
     def test_yes_and_no_of_another_language_are_those_of_its_answers(self):
         outputs = ["yes", "no", "no", "ja", "Nein .", "ja", "nein"]
