@@ -1,27 +1,19 @@
 """LlavaJson: conversations about pictures, from LLaVA's JSON format and a folder of images."""
 
-import difflib
 import hashlib
-import json
 import math
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from PIL import Image
-
 from alignlab.batch import Content, Example, Turn
 from alignlab.data.base import AlignmentData, Split
+from alignlab.data.files import check_pictures, listed, picture_folder, read_json
 from alignlab.errors import InputError
 
 MARKER = "<image>"
 ROLES = {"system": "system", "human": "user", "gpt": "assistant"}
-NUM_HEADERS = 1000
-"""Pictures, spread evenly, whose header is read at the start: enough to meet a folder of web pages saved as .jpg, and
-seconds even on a network disk, where half a million would be an hour. That a file exists and is not empty is checked
-for all."""
 
 
 class LlavaJson(AlignmentData):
@@ -63,13 +55,11 @@ class LlavaJson(AlignmentData):
                 f"{type(self).__name__} needs val_fraction and test_fraction of at least 0 and less than 1 together, "
                 f"got {val_fraction = }, {test_fraction = }"
             )
-        self.folder = Path(image_folder)
+        self.folder = picture_folder(image_folder)
         self.source = Path(path).stem
-        if not self.folder.is_dir():
-            raise InputError(f"data.image_folder: {_missing(self.folder, 'folder')}")
         records = _read(Path(path))
         self._check(records, path)
-        _check_pictures(self.folder, [name for record in records for name in _pictures(record)])
+        check_pictures(self.folder, [name for record in records for name in _pictures(record)])
         self.records = _split(_numbered(records), val=val_fraction, test=test_fraction, path=path)
 
     def examples(self, split: Split) -> Sequence[Example]:
@@ -99,7 +89,7 @@ class LlavaJson(AlignmentData):
                 id = f" (id {record['id']!r})" if isinstance(record, dict) else ""
                 faults.append(f"record {index}{id}: {error}")
         if faults:
-            raise InputError(f"{path}: {len(faults)} of {len(records)} records are malformed\n" + _listed(faults))
+            raise InputError(f"{path}: {len(faults)} of {len(records)} records are malformed\n" + listed(faults))
 
 
 class LlavaPairs(LlavaJson):
@@ -142,16 +132,7 @@ class _Lazy(Sequence):
 
 
 def _read(path: Path) -> list[Any]:
-    if not path.is_file():
-        raise InputError(f"data.path: {_missing(path, 'file')}")
-    try:
-        records = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        lines = error.msg == "Extra data"
-        hint = "; this may be JSON Lines: make it one list, [..., ...]" if lines else ""
-        raise InputError(f"{path}, line {error.lineno}, column {error.colno}: no JSON: {error.msg}{hint}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text: {error}") from None
+    records = read_json(path, "data.path")
     if not isinstance(records, list):
         raise InputError(f"{path} holds a {type(records).__name__}; LLaVA's format is a list of records")
     if not records:
@@ -194,22 +175,6 @@ def _content(value: str, pictures: Iterator[Path]) -> Content:
     return tuple(part for part in parts if part != "")
 
 
-def _check_pictures(folder: Path, names: list[str]) -> None:
-    names = sorted(set(names))
-    missing = [name for name in names if not os.path.isfile(folder / name)]
-    if missing:
-        hint = f"; does image_folder ({folder}) lack a level?" if len(missing) == len(names) else ""
-        raise InputError(f"{len(missing)} of {len(names)} pictures are missing in {folder}{hint}\n" + _listed(missing))
-    broken = [f"{name}: empty file" for name in names if os.path.getsize(folder / name) == 0]
-    for name in names[:: math.ceil(len(names) / NUM_HEADERS)] if names else []:
-        try:
-            Image.open(folder / name).close()
-        except (OSError, SyntaxError, ValueError) as error:
-            broken.append(f"{name}: {error}")
-    if broken:
-        raise InputError(f"pictures in {folder} cannot be read\n" + _listed(broken))
-
-
 def _numbered(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     seen: Counter[str] = Counter()
     numbered = []
@@ -233,17 +198,3 @@ def _split(records: list[dict[str, Any]], *, val: float, test: float, path: str)
         )
     bounds = {"test": (0, num_test), "val": (num_test, num_test + num_val), "train": (num_test + num_val, None)}
     return {split: [r for name in names[slice(*bounds[split])] for r in groups[name]] for split in bounds}
-
-
-def _missing(path: Path, kind: str) -> str:
-    parent = path.parent
-    if not parent.is_dir():
-        return f"there is no {kind} {path}; not even {parent} exists"
-    fits = Path.is_dir if kind == "folder" else Path.is_file
-    near = difflib.get_close_matches(path.name, [entry.name for entry in parent.iterdir() if fits(entry)], n=1)
-    return f"there is no {kind} {path}" + (f"; did you mean {near[0]!r}?" if near else "")
-
-
-def _listed(faults: list[str], shown: int = 3) -> str:
-    rest = len(faults) - shown
-    return "\n".join(f"  {fault}" for fault in faults[:shown]) + (f"\n  and {rest} more" if rest > 0 else "")
