@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from alignlab.batch import Batch, Example
 from alignlab.data.embeddings import Embeddings
+from alignlab.data.mentions import Vocabulary
 from alignlab.data.mined import Mined
 from alignlab.errors import InputError
 
@@ -46,6 +47,9 @@ class AlignmentData(LightningDataModule):
 
     canonical: Mapping[str, str] = {}
     """Synonym -> the word that it counts as."""
+
+    objects: Vocabulary = Vocabulary()
+    """The names of the objects that pictures may show, where the data set knows them."""
 
     caption_prompt: str = "Describe the image."
     """What asks for a caption like those of ``Example.captions``."""

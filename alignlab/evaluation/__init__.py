@@ -2,6 +2,7 @@
 
 from alignlab.evaluation.base import Evaluation, Evaluator
 from alignlab.evaluation.caption import CaptionAccuracy
+from alignlab.evaluation.chair import CHAIR
 from alignlab.evaluation.composition import Composition, winoground
 from alignlab.evaluation.geometry import Geometry
 from alignlab.evaluation.localization import LocalizationError
@@ -13,6 +14,7 @@ from alignlab.evaluation.vqa import VQAAccuracy
 from alignlab.evaluation.weights import TokenWeights
 
 __all__ = [
+    "CHAIR",
     "POPE",
     "CaptionAccuracy",
     "Composition",

@@ -2,8 +2,11 @@
 
 from typing import NamedTuple
 
-LOWER_IS_BETTER = ("perplexity", "nats", "error", "distance", "unparsed")
-"""Last words of the names of metrics of which less is better."""
+LOWER_IS_BETTER = ("perplexity", "nats", "error", "distance", "unparsed", "sentence", "instance")
+"""Last words of the names of metrics of which less is better; the last two are CHAIR's."""
+
+LEVELS = ("yes_ratio", "mentions", "length")
+"""Ends of the names of metrics that say what was answered, not how well."""
 
 
 class Blind(NamedTuple):
@@ -23,7 +26,7 @@ def audited(name: str) -> Blind | None:
 def is_chance(metric: str) -> bool:
     """Whether a metric is no merit but a level, such as ``retrieval/chance_r1`` or how often the answer is yes."""
     score = metric.rpartition("/")[2]
-    return score.startswith("chance_") or score.endswith("yes_ratio")
+    return score.startswith("chance_") or score.endswith(LEVELS)
 
 
 def lower_is_better(metric: str) -> bool:

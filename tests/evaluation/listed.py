@@ -7,13 +7,14 @@ import torch
 
 from alignlab.backbones import Backbone
 from alignlab.batch import Example
-from alignlab.data import AlignmentData
+from alignlab.data import AlignmentData, Scenes
 
 
 class Listed(AlignmentData):
     """Some examples as every split, unless the training ones are others."""
 
     supplies = tuple(field.name for field in fields(Example))
+    objects = Scenes.objects
 
     def __init__(self, examples: Sequence[Example], train: Sequence[Example] | None = None) -> None:
         super().__init__()

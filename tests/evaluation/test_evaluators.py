@@ -14,6 +14,7 @@ from alignlab.data import Scenes
 from alignlab.data.scenes.world import COLORS, SHAPES
 from alignlab.errors import InputError
 from alignlab.evaluation import (
+    CHAIR,
     POPE,
     CaptionAccuracy,
     Composition,
@@ -34,6 +35,7 @@ EVALUATORS = (
     CaptionAccuracy(num_examples=5, batch_size=2, max_new_tokens=6, num_pictures=2),
     VQAAccuracy(num_examples=5, batch_size=3, max_new_tokens=3, num_pictures=2),
     POPE(num_examples=5, batch_size=3, max_new_tokens=3, num_pictures=2),
+    CHAIR(num_examples=5, batch_size=2, max_new_tokens=6, num_pictures=2),
     Composition(num_examples=5, batch_size=4, num_pictures=2),
     Composition(num_examples=5, batch_size=4, num_pictures=2, by="similarity", label="composition-similarity"),
     Retrieval(num_examples=5, batch_size=2),
@@ -43,7 +45,7 @@ EVALUATORS = (
     TextPerplexity(num_examples=5, batch_size=2),
     TokenWeights(num_examples=5, batch_size=2, num_pictures=2),
 )
-PICTURED = (CaptionAccuracy, VQAAccuracy, POPE, Composition, TokenWeights)
+PICTURED = (CaptionAccuracy, VQAAccuracy, POPE, CHAIR, Composition, TokenWeights)
 
 
 @pytest.mark.parametrize("evaluator", EVALUATORS, ids=lambda each: each.label)
@@ -55,7 +57,7 @@ def test_scores_and_items_have_the_promised_form(evaluator: Evaluator, backbone,
     assert [item["id"] for item in evaluation.items][0].startswith("test-0")
     assert seen[-1][0] == seen[-1][1] and seen == sorted(seen)
     if not isinstance(evaluator, TextPerplexity | Geometry | TokenWeights):
-        assert all(0 <= score <= 1 for score in evaluation.scores.values())
+        assert all(0 <= score <= 1 for name, score in evaluation.scores.items() if name not in ("mentions", "length"))
         assert {item["score"] for item in evaluation.items} <= {0.0, 0.5, 1.0}
     for index, item in enumerate(evaluation.items if isinstance(evaluator, PICTURED) else ()):
         assert {"prompt", "output", "reference"} <= set(item)
@@ -395,7 +397,8 @@ def test_what_reads_embeddings_alone_judges_a_dual_encoder_and_the_others_refuse
     dual = open_backbone(str(tiny_path), text_tower=str(tiny_path))
     for evaluator in (Retrieval(), Ranking(), Geometry(), Composition(by="similarity")):
         evaluator.check_backbone(dual)
-    for evaluator in (CaptionAccuracy(), VQAAccuracy(), POPE(), TextPerplexity(), Composition(), TokenWeights()):
+    writing = (CaptionAccuracy(), VQAAccuracy(), POPE(), CHAIR(), TextPerplexity(), Composition(), TokenWeights())
+    for evaluator in writing:
         with pytest.raises(InputError, match="needs a backbone that generates text, .* is a dual encoder"):
             evaluator.check_backbone(dual)
 

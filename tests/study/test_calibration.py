@@ -199,6 +199,7 @@ def test_names_say_what_they_are():
     assert audited("vqa/blind/text_only/accuracy") == ("vqa/accuracy", "text_only")
     assert audited("vqa/accuracy") is audited("vqa/blindness/a/b") is audited("vqa/blind/accuracy") is None
     assert is_chance("retrieval/chance_r1") and not is_chance("chance_x/accuracy")
-    names = ("perplexity", "nats", "mean_error", "distance", "exact", "terror")
+    assert is_chance("chair/mentions") and is_chance("chair/length") and is_chance("pope/random_yes_ratio")
+    names = ("perplexity", "nats", "mean_error", "distance", "exact", "terror", "sentence", "instance", "recall")
     lower = {name for name in names if lower_is_better(f"a/{name}")}
-    assert lower == {"perplexity", "nats", "mean_error", "distance"}
+    assert lower == {"perplexity", "nats", "mean_error", "distance", "sentence", "instance"}

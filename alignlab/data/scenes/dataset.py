@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal, get_args
 
 from alignlab.data.base import AlignmentData, Split
+from alignlab.data.mentions import Vocabulary
 from alignlab.data.scenes.corruption import NoiseSource
 from alignlab.data.scenes.language import CAPTION_PROMPT, RELATIONS
-from alignlab.data.scenes.lexicon import PLAIN, canonical, invented
+from alignlab.data.scenes.lexicon import PLAIN, canonical, invented, shape_names
 from alignlab.data.scenes.making import SceneExamples, Task, Telling, World
 from alignlab.data.scenes.photographs import read_backgrounds
 from alignlab.data.scenes.picture import Rendering
@@ -70,6 +71,7 @@ class Scenes(AlignmentData):
         *("text", "rejected", "boxes", "roles", "points", "group", "embedding"),
     )
     splits: ClassVar[tuple[Split, ...]] = ("train", "val", "test", "compositional")
+    objects = Vocabulary(shape_names())
 
     def __init__(
         self,

@@ -115,3 +115,10 @@ def canonical() -> dict[str, str]:
     """Synonym to the word it stands for, in both languages."""
     pairs = {synonym: word for word, synonym in SYNONYMS.items()}
     return pairs | {_dictionary()[synonym]: _dictionary()[word] for synonym, word in pairs.items()}
+
+
+@cache
+def shape_names() -> dict[str, str]:
+    """Every word for a shape, synonyms and plurals too, in both languages, to the shape."""
+    names = {word: shape for shape in SHAPES for one in (shape, PLURALS[shape]) for word in (one, SYNONYMS[one])}
+    return names | {_dictionary()[word]: shape for word, shape in names.items()}
