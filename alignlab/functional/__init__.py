@@ -12,15 +12,32 @@ from alignlab.functional.contrastive import (
     sigmoid_contrastive,
     similarities,
 )
-from alignlab.functional.corruption import diffusion_noise
+from alignlab.functional.corruption import (
+    adjust_brightness,
+    adjust_contrast,
+    adjust_gamma,
+    adjust_hue,
+    adjust_saturation,
+    diffusion_noise,
+    flip,
+    gaussian_blur,
+    mask_patches,
+    moco,
+    random_crop,
+)
 from alignlab.functional.distillation import similarity_distillation, soft_label_kl
 from alignlab.functional.likelihood import sequence_logps, supervised, token_logps, upcast
-from alignlab.functional.pictures import gaussian_blur
 from alignlab.functional.processes import gather, total
 from alignlab.functional.weighting import logit_gain, visual_weights, weighted_mean, weighted_nll
 
 __all__ = [
+    "adjust_brightness",
+    "adjust_contrast",
+    "adjust_gamma",
+    "adjust_hue",
+    "adjust_saturation",
     "diffusion_noise",
+    "flip",
     "gather",
     "gaussian_blur",
     "hard_cross_entropy",
@@ -29,8 +46,11 @@ __all__ = [
     "held_constants",
     "info_nce",
     "logit_gain",
+    "mask_patches",
+    "moco",
     "multi_positive_info_nce",
     "normalize",
+    "random_crop",
     "repeated",
     "sequence_logps",
     "sigmoid_contrastive",
