@@ -82,6 +82,13 @@ class AlignmentData(LightningDataModule):
     def examples(self, split: Split) -> Sequence[Example]:
         """The examples of a split, by index, the same ones in every process; made or decoded on access."""
 
+    def quality(self, example: Example, answer: str) -> float | None:
+        """How right an answer to the last question of an example's conversation is, in [0, 1]; None: not known.
+
+        It is told from the truth, not from the conversation's own answer, which may be wrong.
+        """
+        return None
+
     def filled(self, split: Split) -> Sequence[Example]:
         """The examples of a split as training sees them: with what ``embeddings`` and ``mined`` add."""
         if self.embeddings is None and self.mined is None:

@@ -194,12 +194,6 @@ def mean(values: Iterable[float]) -> float:
     return MeanMetric().set_dtype(torch.float64)(torch.tensor(list(values), dtype=torch.float64)).item()
 
 
-def tidy(text: str, synonyms: Mapping[str, str] | None = None) -> str:
-    """Lower case, single spaces, none at the ends; synonyms replaced by what they stand for."""
-    text = " ".join(text.lower().split())
-    return re.sub(r"\w+", lambda word: synonyms.get(word[0], word[0]), text) if synonyms else text
-
-
 def thumbnail(example: Example) -> Image.Image | None:
     """An example's first picture for a report, if it has one."""
     if not example.images:

@@ -1,13 +1,12 @@
 """CaptionAccuracy: greedy captions against the canonical ones, exactly and by attribute."""
 
-import re
-from collections.abc import Collection
 from itertools import zip_longest
 
 from alignlab.backbones import Backbone
 from alignlab.batch import Example
 from alignlab.data.base import AlignmentData, Split
-from alignlab.evaluation.base import Evaluation, Evaluator, OnBatch, mean, thumbnail, tidy
+from alignlab.data.comparing import picked, tidy
+from alignlab.evaluation.base import Evaluation, Evaluator, OnBatch, mean, thumbnail
 
 
 class CaptionAccuracy(Evaluator):
@@ -76,8 +75,3 @@ class CaptionAccuracy(Evaluator):
             if any(reference for reference, _ in places):
                 scores[attribute] = mean(a == b for pair in places for a, b in zip_longest(*pair))
         return Evaluation(scores, items)
-
-
-def picked(text: str, words: Collection[str]) -> list[str]:
-    """The text's words that are among ``words``, in order."""
-    return [word for word in re.findall(r"\w+", text.lower()) if word in words]

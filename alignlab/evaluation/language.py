@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from alignlab.batch import Example, Foil, Question
 from alignlab.data.base import AlignmentData
-from alignlab.evaluation.base import tidy
+from alignlab.data.comparing import tidy
 
 NUM_KNOWN = 2000
 """Training examples that are learned from."""

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from alignlab.backbones import Backbone
 from alignlab.batch import Example
 from alignlab.data.base import AlignmentData
+from alignlab.data.comparing import tidy
 from alignlab.errors import InputError
 from alignlab.evaluation.asking import Asked, Asking, answered
-from alignlab.evaluation.base import Evaluation, OnBatch, mean, tidy
+from alignlab.evaluation.base import Evaluation, OnBatch, mean
 from alignlab.evaluation.language import guesses, train_examples
 
 

@@ -7,10 +7,9 @@ import torch
 from torchmetrics.functional.retrieval import retrieval_hit_rate
 
 from alignlab.batch import Example, Foil, Question
+from alignlab.data.comparing import picked, tidy
 from alignlab.evaluation import winoground
 from alignlab.evaluation.asking import Asked
-from alignlab.evaluation.base import tidy
-from alignlab.evaluation.caption import picked
 from alignlab.evaluation.composition import by_kind, wins
 from alignlab.evaluation.pope import judge_answers, measures, says_strictly, says_yes
 from alignlab.evaluation.retrieval import right_pairs, wrong_ahead

@@ -3,10 +3,13 @@
 from collections.abc import Sequence
 from typing import ClassVar, Literal, get_args
 
+from alignlab.batch import Example
 from alignlab.data.base import AlignmentData, Split
+from alignlab.data.comparing import agreement, tidy
+from alignlab.data.identity import words
 from alignlab.data.mentions import Vocabulary
 from alignlab.data.scenes.corruption import NoiseSource
-from alignlab.data.scenes.language import CAPTION_PROMPT, RELATIONS
+from alignlab.data.scenes.language import CAPTION_PROMPT, RELATIONS, describe, summarize
 from alignlab.data.scenes.lexicon import PLAIN, canonical, invented, shape_names
 from alignlab.data.scenes.making import SceneExamples, Task, Telling, World
 from alignlab.data.scenes.photographs import read_backgrounds
@@ -14,6 +17,9 @@ from alignlab.data.scenes.picture import Rendering
 from alignlab.data.scenes.searches import ANSWERED, Search
 from alignlab.data.scenes.world import ATTRIBUTES, MAX_OBJECTS, RUN
 from alignlab.errors import InputError
+
+WORDS = {**ATTRIBUTES, "relation": tuple(relation.split()[0] for relation in RELATIONS)}
+"""What a caption tells of objects and their places, by attribute."""
 
 SYNONYMS = {"plain": (0.0, 0.0), "synonyms": (0.5, 0.5), "rare": (0.05, 0.5)}
 """Share of visual words said by their synonym: in training, and in the other splits."""
@@ -120,12 +126,28 @@ class Scenes(AlignmentData):
         voice = invented() if language == "invented" else PLAIN
         self.caption_prompt = voice.say(CAPTION_PROMPT)
         self.canonical = {} if vocabulary == "plain" else canonical()
-        relations = tuple(relation.split()[0] for relation in RELATIONS)
-        words = {**ATTRIBUTES, "relation": relations}
-        self.attributes = {kind: tuple(map(voice.say, each)) for kind, each in words.items()}
+        self.attributes = {kind: tuple(map(voice.say, each)) for kind, each in WORDS.items()}
 
     def examples(self, split: Split) -> SceneExamples:
         return SceneExamples(self.world, self.telling, split, self.sizes[split])
+
+    def quality(self, example: Example, answer: str) -> float | None:
+        """Of an answer to a question whether it is the right one; of a caption how much of the scene's it says.
+
+        That is the share of places at which the words of each attribute are those of the canonical caption; with
+        ``caption_length = short`` of that or of the short one, whichever the caption is nearer to. Synonyms count as
+        what they stand for.
+        """
+        asked = words(next(turn.content for turn in reversed(example.conversation) if turn.role == "user"))
+        voices = [voice for voice in (PLAIN, invented()) if voice.say(CAPTION_PROMPT) == asked]
+        said = tidy(answer, canonical())
+        if not voices:
+            right = [question.answer for question in example.questions if asked.endswith(question.text)]
+            return float(said == tidy(right[0], canonical())) if right else None
+        scene, say = example.truth["scene"], voices[0].say
+        truths = [describe(scene)] + ([summarize(scene)[0]] if self.telling.caption_length == "short" else [])
+        attributes = [set(map(say, each)) for each in WORDS.values()]
+        return max(agreement(say(str(truth)), said, attributes) or 0.0 for truth in truths)
 
 
 def _check_sizes(sizes: dict[str, int], num_objects: Sequence[int], image_size: int) -> None:
