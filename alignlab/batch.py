@@ -194,27 +194,33 @@ class Tokens:
             if isinstance(value, Tensor) and value.shape[:2] == self.input_ids.shape and not key.startswith("pixel_")
         }
 
-    def _vision(self, rows: Tensor, columns: slice) -> dict[str, Any]:
-        pictures = _belonging(self.num_images, rows)
+    def rows_of(self, key: str, samples: Tensor) -> Tensor | None:
+        """Which rows of a vision input are these samples', (M,) long, sample by sample: (K,) long; None: not known."""
+        size = len(self.vision[key])
+        pictures = _belonging(self.num_images, samples)
         num_pictures, even = int(self.num_images.sum()), bool((self.num_images == 1).all())
         grid = self.vision.get("image_grid_thw")  # where a picture is as many rows as it has patches
-        patches = None if grid is None else _belonging(grid.prod(-1), pictures)
+        if size == num_pictures and (size != len(self) or key.startswith(PICTURES)):
+            return pictures
+        if size == len(self) and even:
+            return samples
+        if grid is not None and size == int(grid.prod(-1).sum()):
+            return _belonging(grid.prod(-1), pictures)
+        return None
+
+    def _vision(self, rows: Tensor, columns: slice) -> dict[str, Any]:
         along, vision = self.along(), {}
         for key, value in self.vision.items():
             if not isinstance(value, Tensor | list):
                 vision[key] = value
             elif key in along:
                 vision[key] = value[rows, columns]
-            elif len(value) == num_pictures and (len(value) != len(self) or key.startswith(PICTURES)):
-                vision |= _chosen(key, value, pictures)
-            elif len(value) == len(self) and even:
-                vision |= _chosen(key, value, rows)
-            elif grid is not None and len(value) == int(grid.prod(-1).sum()):
-                vision |= _chosen(key, value, patches)
+            elif (own := self.rows_of(key, rows)) is not None:
+                vision |= _chosen(key, value, own)
             else:
                 raise InputError(
-                    f"a batch of {len(self)} samples with {num_pictures} pictures cannot be cut, as it is not known "
-                    f"whose the {len(value)} rows of its {key} are; set chunk_size to null"
+                    f"a batch of {len(self)} samples with {int(self.num_images.sum())} pictures cannot be cut, as it "
+                    f"is not known whose the {len(value)} rows of its {key} are; set chunk_size to null"
                 )
         return vision
 

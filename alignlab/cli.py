@@ -14,6 +14,11 @@ Every setting of a config file can be given as an option as well:
   alignlab fit --config experiments/mle.yaml --trainer.max_steps 300 --optimization.lr 1e-3
 `alignlab objectives` lists the objectives with their settings; --print_config shows all settings of a run."""
 
+PAIRS_EPILOG = """\
+How pairs are built is given as options --pairs.KEY, and settings of the config as any other:
+  alignlab pairs experiments/mle.yaml --model runs/mle --output pairs --pairs.corruption DiffusionNoise \\
+    --pairs.corruption.step 800 --pairs.num_examples 2000 --pairs.max_new_tokens 64 --data.num_objects "[2, 4]"
+"""
 
 BACKBONE = "a run directory, a backbone's directory or name"
 
@@ -84,6 +89,11 @@ def _make_parser() -> tuple[argparse.ArgumentParser, Any]:
     embed.add_argument("--model", metavar="MODEL", required=True, help=f"{BACKBONE}, or a sentence-transformers model")
     embed.add_argument("--batch_size", type=int, metavar="N", default=64, help="targets a forward pass (default: 64)")
     _add_mine(commands)
+    pairs = _command(commands, "pairs", _pairs, "write preference pairs of a backbone's own answers, for DPO")
+    pairs.add_argument("config", type=Path, metavar="CONFIG", help="an experiment's YAML, whose data are read")
+    pairs.add_argument("--output", type=Path, metavar="DIR", required=True, help="the folder (parquet files, as trl's)")
+    pairs.add_argument("--model", metavar="MODEL", required=True, help=BACKBONE)
+    pairs.epilog = PAIRS_EPILOG
     certify = _command(commands, "certify", _certify, "show that nothing silently changes an objective's gradients")
     certify.add_argument("objective", nargs="?", metavar="OBJECTIVE", help="a name, a class path, or a config's YAML")
     certify.add_argument("--all", action="store_true", help="all objectives of alignlab")
@@ -257,6 +267,26 @@ def _mine(arguments: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
+def _pairs(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from alignlab.experiment.config import read, resolve_file
+    from alignlab.experiment.pairaudit import show
+    from alignlab.experiment.pairs import PROVENANCE, build, settings_from
+    from alignlab.experiment.run import quiet_libraries
+    from alignlab.experiment.show import counting_bar
+
+    overrides = overrides_from(rest)
+    own = [override for override in overrides if override.startswith(("pairs.", "pairs="))]
+    config = resolve_file(arguments.config, [override for override in overrides if override not in own])
+    settings = settings_from(read(None, own).get("pairs") or {}, config["python_path"])
+    finished = (arguments.output / PROVENANCE).exists()
+    quiet_libraries()
+    with counting_bar() as on_progress:
+        audit = build(config, arguments.output, arguments.model, settings, on_progress=on_progress)
+    show(audit)
+    print(f"{arguments.output}: {audit.kept} preference pairs{', there already' if finished else ''}")
+    return 0
+
+
 def _certify(arguments: argparse.Namespace, rest: list[str]) -> int:
     if arguments.all == (arguments.objective is not None):
         raise InputError("certify needs an objective, e.g. `alignlab certify InfoNCE`, or --all, and not both")
@@ -291,7 +321,7 @@ def _study_report(arguments: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-SETTABLE = (_fit, _inspect, _embed, _mine, _study_run, _certify)
+SETTABLE = (_fit, _inspect, _embed, _mine, _pairs, _study_run, _certify)
 """The commands that take settings of a config as options."""
 
 

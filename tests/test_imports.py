@@ -16,6 +16,8 @@ DOORS = {
     "wandb": {"experiment/wandb.py"},
     "torchmetrics": {"evaluation"},
     "peft": {"adapters"},
+    "datasets": {"data"},
+    "pyarrow": {"data"},
     "trl": set(),
     "transformers": {"backbones", "experiment/run.py"},
     "sentence_transformers": {"data/teachers.py"},

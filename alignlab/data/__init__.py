@@ -1,9 +1,63 @@
-"""What is learned from: data modules that yield Examples."""
+"""What is learned from: data modules that yield Examples, and what spoils their pictures."""
 
 from alignlab.data.base import AlignmentData, Split
 from alignlab.data.coco import CocoJson
+from alignlab.data.corruptions import (
+    Blur,
+    ContrastChange,
+    Corruption,
+    Crop,
+    DiffusionNoise,
+    Flip,
+    Gamma,
+    MoCo,
+    PatchMask,
+)
 from alignlab.data.llava import LlavaJson, LlavaPairs
+from alignlab.data.pairs import build_pairs
 from alignlab.data.pope import POPEFiles
 from alignlab.data.scenes import Scenes
+from alignlab.functional.corruption import (
+    adjust_brightness,
+    adjust_contrast,
+    adjust_gamma,
+    adjust_hue,
+    adjust_saturation,
+    diffusion_noise,
+    flip,
+    gaussian_blur,
+    mask_patches,
+    moco,
+    random_crop,
+)
 
-__all__ = ["AlignmentData", "CocoJson", "LlavaJson", "LlavaPairs", "POPEFiles", "Scenes", "Split"]
+__all__ = [
+    "AlignmentData",
+    "Blur",
+    "CocoJson",
+    "ContrastChange",
+    "Corruption",
+    "Crop",
+    "DiffusionNoise",
+    "Flip",
+    "Gamma",
+    "LlavaJson",
+    "LlavaPairs",
+    "MoCo",
+    "POPEFiles",
+    "PatchMask",
+    "Scenes",
+    "Split",
+    "adjust_brightness",
+    "adjust_contrast",
+    "adjust_gamma",
+    "adjust_hue",
+    "adjust_saturation",
+    "build_pairs",
+    "diffusion_noise",
+    "flip",
+    "gaussian_blur",
+    "mask_patches",
+    "moco",
+    "random_crop",
+]

@@ -53,7 +53,7 @@ def _is_base(item: type) -> bool:
 def kinds() -> tuple[Kind, ...]:
     """The kinds of classes in a config; imported late, because torch is."""
     from alignlab.adapters import Adapter
-    from alignlab.data import AlignmentData
+    from alignlab.data import AlignmentData, Corruption
     from alignlab.evaluation import Evaluator
     from alignlab.objectives import Contrast, Objective, Reference
 
@@ -63,6 +63,7 @@ def kinds() -> tuple[Kind, ...]:
         Kind("reference", Reference, "alignlab.objectives"),
         Kind("adapter", Adapter, "alignlab.adapters"),
         Kind("data module", AlignmentData, "alignlab.data"),
+        Kind("corruption", Corruption, "alignlab.data"),
         Kind("evaluator", Evaluator, "alignlab.evaluation"),
     )
 

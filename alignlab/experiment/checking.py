@@ -14,7 +14,7 @@ from typing import Any, Union, get_args, get_origin
 from jsonargparse import ArgumentParser, Namespace
 
 from alignlab.errors import InputError
-from alignlab.experiment.catalogue import Argument, Kind, an, arguments, find
+from alignlab.experiment.catalogue import Argument, Kind, an, arguments, find, kind_of
 from alignlab.experiment.reading import Key, near
 from alignlab.experiment.wording import (
     MAPPINGS,
@@ -235,6 +235,10 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if isinstance(value, Path):
         return str(value)
+    if (kind := kind_of(type(value))) is not None and is_dataclass(value):
+        name = type(value).__name__
+        named = name if kind.classes().get(name) is type(value) else f"{type(value).__module__}.{name}"
+        return {"class_path": named, "init_args": {name: plain(item) for name, item in vars(value).items()}}
     if is_dataclass(value) and not isinstance(value, type):
         return {name: plain(item) for name, item in vars(value).items()}
     if isinstance(value, type) or inspect.isroutine(value):

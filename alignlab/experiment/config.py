@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from alignlab.errors import InputError
 from alignlab.experiment.catalogue import kinds, own_sources, search
@@ -99,23 +99,30 @@ def instantiate(config: Mapping[str, Any]) -> Experiment:
         InputError: A class refuses its arguments, or a file of the data is missing.
     """
     search(config["python_path"])
-    parser = _parser()
     names = [name for name in Experiment.__dataclass_fields__ if name in config]
+    objects = made(_parser(), {name: config[name] for name in ("objective", *names)})
+    return Experiment(
+        make_objective=objects.objective,
+        requires=required_fields(config["objective"], config["python_path"]),
+        **{name: objects[name] for name in names}
+        | {"backbone": vars(objects.backbone), "trainer": vars(objects.trainer)},
+    )
+
+
+def made(parser: ArgumentParser, checked: Mapping[str, Any]) -> Namespace:
+    """Make the objects of a parser's types from checked plain data.
+
+    Raises:
+        InputError: A class refuses its arguments.
+    """
     try:
-        made = parser.instantiate(
-            parser.parse_object({name: _full_paths(config[name]) for name in ("objective", *names)})
-        )
+        return parser.instantiate(parser.parse_object(_full_paths(checked)))
     except InputError:
         raise
     except (ArgumentError, TypeError, ValueError) as error:
         # jsonargparse wraps what a constructor raises; ours has said it better.
         ours = next((cause for cause in _causes(error) if isinstance(cause, InputError)), None)
         raise ours or InputError(condensed(str(error))) from error
-    return Experiment(
-        make_objective=made.objective,
-        requires=required_fields(config["objective"], config["python_path"]),
-        **{name: made[name] for name in names} | {"backbone": vars(made.backbone), "trainer": vars(made.trainer)},
-    )
 
 
 def _parser() -> ArgumentParser:
