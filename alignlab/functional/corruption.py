@@ -73,6 +73,7 @@ def moco(pixels: Tensor, *, size: int | None = None, generator: torch.Generator 
         pixels = adjust_saturation(pixels, 0.0)
     if _chance(0.5, generator):
         pixels = gaussian_blur(pixels, _uniform(0.1, 2.0, generator))
+    pixels = pixels.clamp(0, 1)  # resampling rounds
     return flip(pixels) if _chance(0.5, generator) else pixels
 
 
