@@ -18,7 +18,7 @@ DOORS = {
     "peft": {"adapters"},
     "datasets": {"data"},
     "pyarrow": {"data"},
-    "trl": set(),
+    "trl": {"data/preferences.py"},
     "transformers": {"backbones", "experiment/run.py"},
     "sentence_transformers": {"data/teachers.py"},
 }

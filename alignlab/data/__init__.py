@@ -16,6 +16,7 @@ from alignlab.data.corruptions import (
 from alignlab.data.llava import LlavaJson, LlavaPairs
 from alignlab.data.pairs import build_pairs
 from alignlab.data.pope import POPEFiles
+from alignlab.data.preferences import Preferences
 from alignlab.data.scenes import Scenes
 from alignlab.functional.corruption import (
     adjust_brightness,
@@ -46,6 +47,7 @@ __all__ = [
     "MoCo",
     "POPEFiles",
     "PatchMask",
+    "Preferences",
     "Scenes",
     "Split",
     "adjust_brightness",
