@@ -191,7 +191,8 @@ def _fit(arguments: argparse.Namespace, rest: list[str]) -> int:
     from alignlab.experiment.run import run
     from alignlab.experiment.show import progress_bar, scores_table
 
-    name = arguments.config.stem if arguments.config else config["objective"]["class_path"].rpartition(".")[2].lower()
+    objective = config["objective"] or {"class_path": "command"}
+    name = arguments.config.stem if arguments.config else objective["class_path"].rpartition(".")[2].lower()
     output = arguments.output or Path("runs") / f"{name}-{digest(config)}"
     finished = (output / "metrics.json").exists()
     with progress_bar() as on_progress:

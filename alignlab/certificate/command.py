@@ -11,6 +11,7 @@ from rich.table import Table
 from alignlab.backbones.opening import embeds_only
 from alignlab.certificate.certify import NUM_EXAMPLES, certify
 from alignlab.certificate.findings import Certificate
+from alignlab.errors import InputError
 from alignlab.experiment.config import describe_objectives, instantiate, resolve_file
 
 SETTINGS = {
@@ -36,6 +37,8 @@ def certify_named(name: str, overrides: Sequence[str]) -> Certificate:
     else:
         config = resolve_file(None, [f"objective={name}", "data=Scenes", *SETTINGS.get(name, ()), *overrides])
     experiment = instantiate({**config, "stages": {}})
+    if experiment.make_objective is None:
+        raise InputError(f"{name} trains by a command; a certificate is an objective's")
     examples = experiment.data.filled("train")
     first = [examples[index] for index in range(min(NUM_EXAMPLES, len(examples)))]
     dual = embeds_only(**{name: experiment.backbone[name] for name in ("path", "text_tower")})

@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from alignlab.errors import InputError
 from alignlab.experiment.catalogue import kinds, own_sources, search
+from alignlab.experiment.commands import script_sources
 from alignlab.experiment.listing import describe_objectives
 from alignlab.experiment.reading import dump, merge, place_of, places, read
 from alignlab.experiment.resolving import STAGE, TRAINER_REFUSED, ConfigError, WandbSettings, required_fields, resolve
@@ -44,6 +45,8 @@ __all__ = [
 class Experiment:
     """The objects that a config names; what reads weights comes last, when it is asked for.
 
+    Where a command trains, there is no objective, adapter or optimization.
+
     Args:
         backbone: Arguments of open_backbone.
         make_objective: Gives the objective its backbone.
@@ -51,20 +54,22 @@ class Experiment:
         trainer: Arguments of Lightning's Trainer.
         checkpoint_every: Optimizer steps between checkpoints.
         save_dtype: The type of the trained backbone's files; None: as trained.
+        command: What trains in alignlab's stead.
     """
 
     backbone: Mapping[str, Any]
-    make_objective: "Callable[[Backbone], Objective]"
+    make_objective: "Callable[[Backbone], Objective] | None"
     requires: tuple[str, ...]
     adapter: "Adapter | None"
     data: "AlignmentData"
-    optimization: "Optimization"
+    optimization: "Optimization | None"
     trainer: Mapping[str, Any]
     evaluators: "tuple[Evaluator, ...]"
     wandb: WandbSettings
     seed: int
     checkpoint_every: int
     save_dtype: str | None
+    command: str | None = None
 
     def make_backbone(self) -> "Backbone | DualEncoder":
         from alignlab.backbones import open_backbone
@@ -86,9 +91,10 @@ def digest(config: Mapping[str, Any]) -> str:
     """8 hexadecimal characters of a resolved config's content.
 
     Left out is what changes no result: the W&B mirror, and the folders that classes were found in. The source of a
-    user's own classes is in.
+    user's own classes and scripts is in.
     """
-    text = json.dumps(_content(config) | own_sources(config), sort_keys=True, separators=(",", ":"))
+    content = _content(config) | own_sources(config) | script_sources(config)
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
@@ -100,10 +106,10 @@ def instantiate(config: Mapping[str, Any]) -> Experiment:
     """
     search(config["python_path"])
     names = [name for name in Experiment.__dataclass_fields__ if name in config]
-    objects = made(_parser(), {name: config[name] for name in ("objective", *names)})
+    objects = made(_parser(), {name: config[name] for name in ("objective", *names) if config[name] is not None})
     return Experiment(
         make_objective=objects.objective,
-        requires=required_fields(config["objective"], config["python_path"]),
+        requires=required_fields(config["objective"] or {}, config["python_path"]),
         **{name: objects[name] for name in names}
         | {"backbone": vars(objects.backbone), "trainer": vars(objects.trainer)},
     )
@@ -147,6 +153,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--seed", type=int)
     parser.add_argument("--checkpoint_every", type=int)
     parser.add_argument("--save_dtype", type=str | None)
+    parser.add_argument("--command", type=str | None)
     return parser
 
 
@@ -169,7 +176,8 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def _content(config: Mapping[str, Any]) -> dict[str, Any]:
     kept = {name: value for name, value in config.items() if name not in ("wandb", "python_path")}
-    # Where it is not set, it is as if there were no such setting, which is how older runs know themselves.
+    # Where they are not set, it is as if there were no such settings, which is how older runs know themselves.
+    kept = {name: value for name, value in kept.items() if (name, value) != ("command", None)}
     kept["backbone"] = {
         name: value for name, value in kept["backbone"].items() if (name, value) != ("text_tower", None)
     }

@@ -73,6 +73,8 @@ def inspect(config: dict[str, Any], output: Path, *, num_examples: int = 8, spli
     if output.suffix != ".html":
         raise InputError(f"inspect writes a page, so its output must end in .html, got {output}")
     experiment = instantiate(config)
+    if experiment.make_objective is None:
+        raise InputError("inspect shows what an objective reads, and this config trains by a command")
     where, limit = outlined(config["backbone"], config["stages"]), config["backbone"]["max_length"]
     path, text_tower = where["path"], where["text_tower"]
     encoder, unlimited = (open_encoder(path, text_tower=text_tower, max_length=length) for length in (limit, None))

@@ -4,15 +4,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from lightning.pytorch import Trainer
-
 from alignlab.backbones import Backbone, DualEncoder, open_backbone, packaged
 from alignlab.data.base import Split
 from alignlab.data.teachers import BackboneTeacher, SentenceTeacher, Teacher
 from alignlab.errors import InputError
 from alignlab.experiment.config import Experiment
 from alignlab.experiment.run import load
+from alignlab.experiment.training import device_of
 
 SPLITS: tuple[Split, ...] = ("train", "val")
 """What training reads."""
@@ -27,10 +25,10 @@ def backbone_named(name: str, experiment: Experiment) -> Backbone | DualEncoder:
     Its type, attention and longest sequence are those of the config, unless it is a run's, which has its own.
     """
     if _is_run(Path(name)):
-        return load(name).to(_device(experiment))
+        return load(name).to(device_of(experiment))
     settings = {**experiment.backbone, "path": name, "fresh": (), "take": None, "text_tower": None}
     try:
-        return open_backbone(**settings).eval().to(_device(experiment))
+        return open_backbone(**settings).eval().to(device_of(experiment))
     except InputError as error:
         raise InputError(f"--model: {str(error).removeprefix('backbone.path: ')}") from None
 
@@ -46,7 +44,7 @@ def teacher_named(name: str, experiment: Experiment) -> Teacher:
         return BackboneTeacher(backbone_named(name, experiment), name)
     if not folder.is_dir() and name.startswith((".", "/", "~")):
         raise InputError(f"--model: there is no directory {name}")
-    return SentenceTeacher(name, _device(experiment))
+    return SentenceTeacher(name, device_of(experiment))
 
 
 def data_in_words(config: Mapping[str, Any]) -> str:
@@ -58,7 +56,3 @@ def data_in_words(config: Mapping[str, Any]) -> str:
 
 def _is_run(folder: Path) -> bool:
     return (folder / "config.yaml").is_file()
-
-
-def _device(experiment: Experiment) -> torch.device:
-    return Trainer(**experiment.trainer, logger=False, enable_progress_bar=False).strategy.root_device

@@ -1,5 +1,6 @@
 """preflight: what can be known of an experiment before weights are read, a directory is made or a step is taken."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,6 +33,10 @@ def check(config: Mapping[str, Any]) -> None:
     """``preflight`` of one stage whose backbone's directories exist."""
     experiment = instantiate(config)
     processes = _check_trainer(experiment.trainer)
+    if experiment.command is not None and "LOCAL_RANK" in os.environ:
+        raise InputError(
+            "command: it would run once in each process; start alignlab in one, the command starts its own"
+        )
     _check_sizes(experiment)
     experiment.data.check_files()
     requires = experiment.requires
@@ -39,7 +44,7 @@ def check(config: Mapping[str, Any]) -> None:
     with torch.device("meta"):
         backbone = open_backbone(**{**experiment.backbone, "fresh": PARTS, "take": None})
         try:
-            objective = experiment.make_objective(backbone)
+            objective = None if experiment.make_objective is None else experiment.make_objective(backbone)
         except (NotImplementedError, RuntimeError):
             objective = None  # a constructor that reads weights cannot do so without them; it has its say later
     if objective is not None:
@@ -49,7 +54,7 @@ def check(config: Mapping[str, Any]) -> None:
         objective.prepare(experiment.data, processes)
     if experiment.backbone["max_length"] is not None:
         _check_lengths(experiment, requires)
-    if objective is None:
+    if objective is None and experiment.command is None:
         return
     for evaluator in experiment.evaluators:
         evaluator.check_backbone(backbone)  # with what the objective added to it

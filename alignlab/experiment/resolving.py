@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
@@ -11,6 +12,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from alignlab.errors import InputError
 from alignlab.experiment.catalogue import Argument, find, folders_used, kind_called, kind_of, search
 from alignlab.experiment.checking import Checker, Problem, plain
+from alignlab.experiment.commands import data_path, folders_of_scripts, words_of
 from alignlab.experiment.reading import Key, merge, near
 
 TRAINER_REFUSED = {
@@ -28,6 +30,7 @@ TRAINER_REFUSED = {
 
 KEYS = (
     "objective",
+    "command",
     "backbone",
     "adapter",
     "data",
@@ -41,6 +44,9 @@ KEYS = (
     "stages",
     "python_path",
 )
+
+UNUSED_BY_COMMANDS = ("objective", "adapter", "optimization")
+"""The keys of which a run that a command trains has none."""
 
 STAGE = "stage:"
 """``stage:NAME`` in the backbone's settings is the backbone that this earlier stage wrote."""
@@ -89,8 +95,9 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
     stages = _stages(config, checker)
     resolved = _resolve_one(main, checker, tuple(stages))
     resolved["stages"] = {}
-    # What a later stage takes from an earlier one is no setting of the earlier one.
-    shared = {**main, "backbone": _without_stages(main.get("backbone"))}
+    # What a later stage takes from an earlier one is no setting of the earlier one, nor is what trains instead of ours.
+    shared = {name: value for name, value in main.items() if name != "command"}
+    shared["backbone"] = _without_stages(main.get("backbone"))
     known = {(problem.key, problem.message) for problem in checker.problems}
     for index, (name, changes) in enumerate(stages.items()):
         inner = Checker(folders)
@@ -100,7 +107,8 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
     if checker.problems:
         raise ConfigError(checker.problems)
     for part in (*resolved["stages"].values(), resolved):
-        part["python_path"] = folders_used(part, folders)
+        used = {*folders_used(part, folders), *folders_of_scripts(part, folders)}
+        part["python_path"] = [folder for folder in dict.fromkeys((*folders, str(Path.cwd()))) if folder in used]
     return resolved
 
 
@@ -168,6 +176,7 @@ def _arguments() -> dict[str, Argument]:
 
     return {
         "objective": Argument(Objective, MISSING),
+        "command": Argument(str | None, None),
         "adapter": Argument(Adapter | None, None),
         "data": Argument(AlignmentData, MISSING),
         "evaluators": Argument(tuple[Evaluator, ...], ()),
@@ -196,7 +205,9 @@ def _resolve_one(config: Mapping[str, Any], checker: Checker, stages: Sequence[s
     resolved: dict[str, Any] = {}
     for name in KEYS:
         value = config.get(name)
-        if name in _owners():
+        if name in UNUSED_BY_COMMANDS and config.get("command") is not None:
+            resolved[name] = None
+        elif name in _owners():
             refused = TRAINER_REFUSED if name == "trainer" else None
             resolved[name] = checker.arguments(_owners()[name], value, (name,), refused=refused)
         elif name in _arguments():
@@ -209,7 +220,10 @@ def _resolve_one(config: Mapping[str, Any], checker: Checker, stages: Sequence[s
             else:
                 resolved[name] = plain(argument.default)
     _check_backbone(resolved["backbone"], checker, stages)
-    _check_optimization(resolved["optimization"], checker)
+    if resolved["command"] is None:
+        _check_optimization(resolved["optimization"], checker)
+    else:
+        _check_command(resolved, checker)
     _check_fields(resolved, checker)
     return resolved
 
@@ -232,6 +246,18 @@ def _check_backbone(backbone: Mapping[str, Any], checker: Checker, stages: Seque
             locate(path)
         except InputError as error:
             checker.add(key, str(error).removeprefix("backbone.path: "))
+
+
+def _check_command(resolved: Mapping[str, Any], checker: Checker) -> None:
+    command, data = resolved["command"], resolved["data"]
+    try:
+        words_of(command, checker.folders)
+    except InputError as error:
+        checker.add(("command",), str(error))
+    if "{data}" in command and data and data_path(data) is None:
+        checker.add(("command",), f"it says {{data}}, data's path, and {data['class_path']} has none")
+    if "{steps}" in command and resolved["trainer"].get("max_steps", 0) < 0:
+        checker.add(("command",), "it says {steps}; set trainer.max_steps")
 
 
 def _check_optimization(values: Mapping[str, Any], checker: Checker) -> None:

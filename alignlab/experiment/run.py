@@ -2,37 +2,19 @@
 
 import json
 import logging
-import os
-import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from torch import distributed
+from lightning.pytorch import seed_everything
 
 from alignlab.backbones import Backbone, DualEncoder, open_backbone
 from alignlab.errors import InputError
 from alignlab.experiment import record
-from alignlab.experiment.config import STAGE, Experiment, digest, dump, instantiate, read
-from alignlab.experiment.fitting import fit
+from alignlab.experiment.config import STAGE, digest, dump, instantiate, read
 from alignlab.experiment.preflight import preflight
-from alignlab.objectives import Objective
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is. ``values`` are the latest logged metrics."""
-
-    stage: Literal["fit", "evaluate", "done"]
-    step: int
-    max_steps: int
-    values: Mapping[str, float]
-
-
-OnProgress = Callable[[Progress], None]
+from alignlab.experiment.training import OnProgress, Progress, device_of, evaluate, train_and_judge
 
 
 def run(
@@ -76,7 +58,7 @@ def _run_one(config: dict[str, Any], folders: Mapping[str, Path], output: Path, 
         {**config, "stages": {}, "backbone": _with_stages(config["backbone"], lambda name: folders[name] / "backbone")}
     )
     seed_everything(config["seed"], workers=True, verbose=False)
-    return _train_and_judge(config, experiment, output, notify)
+    return train_and_judge(config, experiment, output, notify)
 
 
 def _stage_folders(stages: Mapping[str, Any], parent: Path, by_content: bool) -> dict[str, Path]:
@@ -130,8 +112,7 @@ def evaluate_run(run_directory: Path, *, on_progress: OnProgress | None = None) 
     notify = on_progress or (lambda progress: None)
     experiment = instantiate({**config, "stages": {}, "backbone": {**config["backbone"], "fresh": [], "take": None}})
     seed_everything(config["seed"], workers=True, verbose=False)
-    device = Trainer(**experiment.trainer, logger=False, enable_progress_bar=False).strategy.root_device
-    backbone = load(run_directory).to(device)
+    backbone = load(run_directory).to(device_of(experiment))
     scores, _ = evaluate(backbone, experiment, folder, lambda name: notify(Progress("evaluate", 0, 0, {})))
     record.write_json(folder / "scores.json", {"scores": scores, "versions": record.versions()})
     return scores
@@ -155,120 +136,6 @@ def _with_stages(value: Any, place: Callable[[str], Path | str]) -> Any:
     if isinstance(value, dict):
         return {key: _with_stages(item, place) for key, item in value.items()}
     return value
-
-
-def evaluate(
-    backbone: Backbone | DualEncoder, experiment: Experiment, output: Path, on_evaluator: Callable[[str], None]
-) -> tuple[dict[str, float], dict[str, list[dict[str, Any]]]]:
-    """Judge a backbone with every evaluator; write the items into the run directory."""
-    scores: dict[str, float] = {}
-    items: dict[str, list[dict[str, Any]]] = {}
-    for evaluator in experiment.evaluators:
-        on_evaluator(evaluator.label)
-        result = evaluator(backbone, experiment.data)
-        scores |= {f"{evaluator.label}/{key}": value for key, value in result.scores.items()}
-        items[evaluator.label] = record.write_items(output, evaluator.label, result.items)
-    return scores, items
-
-
-def _train_and_judge(
-    config: dict[str, Any], experiment: Experiment, output: Path, notify: OnProgress
-) -> dict[str, Any]:
-    backbone = experiment.make_backbone()
-    if experiment.adapter is not None:
-        experiment.adapter.apply(backbone)
-    objective = experiment.make_objective(backbone)
-    objective.optimization = experiment.optimization
-    experiment.data.order_seed = config["seed"]
-    record.write_json(output / "versions.json", record.versions())
-    spent, mirror = record.Consumption(), None
-    if experiment.wandb.mode != "disabled":
-        from alignlab.experiment import wandb
-
-        name = f"{type(objective).__name__}-seed{config['seed']}"
-        mirror = wandb.mirror(experiment.wandb, config=config, folder=output, name=name, id=run_id(config, output))
-    from_outside = "LOCAL_RANK" in os.environ  # by torchrun, say
-    trainer = fit(
-        objective,
-        experiment.data,
-        experiment.trainer,
-        output,
-        checkpoint_every=config["checkpoint_every"],
-        loggers=[mirror] if mirror else [],
-        callbacks=[spent, _Report(notify)],
-    )
-    if not trainer.is_global_zero:
-        raise SystemExit(0)  # the other processes have nothing more to do
-    device = trainer.strategy.root_device
-    if not from_outside:
-        _go_on_alone()
-    started = time.perf_counter()
-    backbone.to(device)  # Lightning hands the model back on the CPU
-    scores, items = evaluate(
-        backbone, experiment, output, lambda name: notify(Progress("evaluate", trainer.global_step, 0, {}))
-    )
-    evaluated = time.perf_counter() - started
-    with record.writing(output / "backbone"):
-        backbone.save(output / "backbone", dtype=config["save_dtype"])
-    metrics = _summary(config, objective, trainer.global_step, scores, spent, evaluated)
-    record.write_json(output / "metrics.json", metrics)
-    if mirror is not None:  # last, since it waits for the network
-        mirror.log_results(scores=scores, items=items, folder=output)
-        mirror.finish()
-    notify(Progress("done", trainer.global_step, trainer.global_step, scores))
-    return metrics
-
-
-def _go_on_alone() -> None:
-    """Leave the group of processes that Lightning started, so that a later stage can start some."""
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
-        for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-            os.environ.pop(name, None)
-
-
-def _summary(
-    config: dict[str, Any],
-    objective: Objective,
-    steps: int,
-    scores: dict[str, float],
-    spent: record.Consumption,
-    evaluated: float,
-) -> dict[str, Any]:
-    parameters = list(objective.parameters())
-    return {
-        "objective": type(objective).__name__,
-        "seed": config["seed"],
-        "config_hash": digest(config),
-        "scores": scores,
-        "parameters": {
-            "total": sum(p.numel() for p in parameters),
-            "trained": sum(p.numel() for p in parameters if p.requires_grad),
-        },
-        "steps": steps,
-        "samples": spent.samples,
-        "tokens": int(spent.tokens),
-        "seconds": {"fit": spent.seconds, "evaluate": evaluated},
-        "peak_memory_mib": record.peak_memory_mib(),
-    }
-
-
-def run_id(config: dict[str, Any], output: Path) -> str:
-    """W&B's id of a run: the same when it resumes, another in another directory."""
-    from hashlib import sha256
-
-    return sha256(f"{digest(config)} {output.resolve()}".encode()).hexdigest()[:12]
-
-
-class _Report(Callback):
-    """Tells how far training is."""
-
-    def __init__(self, notify: OnProgress) -> None:
-        self.notify = notify
-
-    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *arguments: Any) -> None:
-        if trainer.is_global_zero:
-            self.notify(Progress("fit", trainer.global_step, int(trainer.estimated_stepping_batches), module.logged))
 
 
 def quiet_libraries() -> None:

@@ -18,7 +18,7 @@ from rich.progress import (
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from alignlab.experiment.run import Progress as RunProgress
+    from alignlab.experiment.training import Progress as RunProgress
 
 
 @contextmanager

@@ -192,8 +192,11 @@ def _unmatched(results: Results) -> list[str]:
         budgets = [(name, cell.metrics.get(name), reference.metrics.get(name)) for name in ("steps", "samples")]
         if cell.trained and reference.trained and abs(cell.trained / reference.trained - 1) > 0.01:
             budgets.append(("trained parameters", cell.trained, reference.trained))  # a learned scale is no matter
+        if unknown := [name for name, *both in budgets if None in both]:
+            whose = f"{arm} and {results.reference(arm)}"
+            notes.append(f"Not known whether {' and '.join(unknown)} of {whose} match: a command trains one of them.")
         for name, ours, theirs in budgets:
-            if ours != theirs:
+            if None not in (ours, theirs) and ours != theirs:
                 numbers = f"{number(ours)} against {number(theirs)}"
                 notes.append(f"Not matched: {name} of {arm} and {results.reference(arm)} differ ({numbers}).")
     return notes

@@ -38,7 +38,8 @@ from alignlab.backbones import Encoder, locate
 from alignlab.batch import Batch
 from alignlab.data import Scenes
 from alignlab.experiment.config import resolve
-from alignlab.experiment.run import Progress, run
+from alignlab.experiment.run import run
+from alignlab.experiment.training import Progress
 
 TARGET, TOLERANCE = 1.05, 1e-5
 START = "scenes-parts"

@@ -1,0 +1,216 @@
+"""training: one stage of an experiment, from its objects to a judged backbone and its costs."""
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import distributed
+
+from alignlab.backbones import Backbone, DualEncoder, locate, open_backbone
+from alignlab.errors import InputError
+from alignlab.experiment import commands, record
+from alignlab.experiment.config import Experiment, digest
+from alignlab.experiment.fitting import fit
+
+if TYPE_CHECKING:
+    from alignlab.experiment.wandb import Mirror
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is. ``values`` are the latest logged metrics."""
+
+    stage: Literal["fit", "evaluate", "done"]
+    step: int
+    max_steps: int
+    values: Mapping[str, float]
+
+
+OnProgress = Callable[[Progress], None]
+
+
+def evaluate(
+    backbone: Backbone | DualEncoder, experiment: Experiment, output: Path, on_evaluator: Callable[[str], None]
+) -> tuple[dict[str, float], dict[str, list[dict[str, Any]]]]:
+    """Judge a backbone with every evaluator; write the items into the run directory."""
+    scores: dict[str, float] = {}
+    items: dict[str, list[dict[str, Any]]] = {}
+    for evaluator in experiment.evaluators:
+        on_evaluator(evaluator.label)
+        result = evaluator(backbone, experiment.data)
+        scores |= {f"{evaluator.label}/{key}": value for key, value in result.scores.items()}
+        items[evaluator.label] = record.write_items(output, evaluator.label, result.items)
+    return scores, items
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """What training leaves.
+
+    Args:
+        backbone: On the device on which it is judged.
+        step: The last optimizer step, 0 where it is not known.
+        costs: What ``metrics.json`` says of the training; None where it is not known.
+    """
+
+    backbone: Backbone | DualEncoder
+    mirror: "Mirror | None"
+    step: int
+    seconds: float
+    costs: dict[str, Any]
+
+
+def train_and_judge(config: dict[str, Any], experiment: Experiment, output: Path, notify: OnProgress) -> dict[str, Any]:
+    """Train what the objects of a config say, judge it and write down what came out: ``metrics.json``, given back."""
+    record.write_json(output / "versions.json", record.versions())
+    train = _train if experiment.command is None else _let_train
+    trained = train(config, experiment, output, notify)
+    started = time.perf_counter()
+    scores, items = evaluate(
+        trained.backbone, experiment, output, lambda name: notify(Progress("evaluate", trained.step, 0, {}))
+    )
+    evaluated = time.perf_counter() - started
+    with record.writing(output / "backbone"):
+        trained.backbone.save(output / "backbone", dtype=config["save_dtype"])
+    metrics = {
+        "seed": config["seed"],
+        "config_hash": digest(config),
+        "scores": scores,
+        **trained.costs,
+        "seconds": {"fit": trained.seconds, "evaluate": evaluated},
+        "peak_memory_mib": record.peak_memory_mib() if experiment.command is None else None,
+    }
+    record.write_json(output / "metrics.json", metrics)
+    if trained.mirror is not None:  # last, since it waits for the network
+        trained.mirror.log_results(scores=scores, items=items, folder=output)
+        trained.mirror.finish()
+    notify(Progress("done", trained.step, trained.step, scores))
+    return metrics
+
+
+def _train(config: dict[str, Any], experiment: Experiment, output: Path, notify: OnProgress) -> _Trained:
+    backbone = experiment.make_backbone()
+    if experiment.adapter is not None:
+        experiment.adapter.apply(backbone)
+    objective = experiment.make_objective(backbone)
+    objective.optimization = experiment.optimization
+    experiment.data.order_seed = config["seed"]
+    spent, mirror = record.Consumption(), _mirror(config, experiment, output, type(objective).__name__)
+    from_outside = "LOCAL_RANK" in os.environ  # by torchrun, say
+    trainer = fit(
+        objective,
+        experiment.data,
+        experiment.trainer,
+        output,
+        checkpoint_every=config["checkpoint_every"],
+        loggers=[mirror] if mirror else [],
+        callbacks=[spent, _Report(notify)],
+    )
+    if not trainer.is_global_zero:
+        raise SystemExit(0)  # the other processes have nothing more to do
+    device = trainer.strategy.root_device
+    if not from_outside:
+        _go_on_alone()
+    parameters = list(objective.parameters())
+    costs = {
+        "objective": type(objective).__name__,
+        "parameters": {
+            "total": sum(p.numel() for p in parameters),
+            "trained": sum(p.numel() for p in parameters if p.requires_grad),
+        },
+        "steps": trainer.global_step,
+        "samples": spent.samples,
+        "tokens": int(spent.tokens),
+    }
+    backbone.to(device)  # Lightning hands the model back on the CPU
+    return _Trained(backbone, mirror, trainer.global_step, spent.seconds, costs)
+
+
+def _let_train(config: dict[str, Any], experiment: Experiment, output: Path, notify: OnProgress) -> _Trained:
+    """Let the command train, from nothing, whatever an interrupted one left, and open what it leaves."""
+    folder, mirror = output / "command", _mirror(config, experiment, output, "command")
+    with record.writing(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        (folder / "output").mkdir(parents=True)
+    notify(Progress("fit", 0, 0, {}))
+    values = {
+        "output": str((folder / "output").absolute()),
+        "backbone": _start(experiment, folder / "start"),
+        "seed": str(config["seed"]),
+        "steps": str(experiment.trainer["max_steps"]),
+        "data": str(Path(str(commands.data_path(config["data"]))).absolute()),
+    }
+    started = time.perf_counter()
+    words = commands.words_of(experiment.command, config["python_path"])
+    commands.train(words, values, output / "command.log")
+    seconds = time.perf_counter() - started
+    left = {"path": values["output"], "fresh": (), "take": None, "text_tower": None}
+    try:
+        backbone = open_backbone(**{**experiment.backbone, **left})
+    except InputError as error:
+        said = str(error).removeprefix("backbone.path: ")
+        raise InputError(f"command: what it left is no model to be judged: {said}") from None
+    costs = {
+        "objective": None,
+        "command": experiment.command,
+        "parameters": {"total": sum(p.numel() for p in backbone.parameters()), "trained": None},
+        **dict.fromkeys(("steps", "samples", "tokens")),
+    }
+    return _Trained(backbone.eval().to(device_of(experiment)), mirror, 0, seconds, costs)
+
+
+def _start(experiment: Experiment, folder: Path) -> str:
+    """The directory, or hub name, from which an objective would start, too, fresh parts included."""
+    settings = experiment.backbone
+    if settings["fresh"] or settings["take"] or settings["text_tower"]:
+        with record.writing(folder):
+            experiment.make_backbone().save(folder)
+        return str(folder.absolute())
+    path = locate(settings["path"])
+    return str(Path(path).absolute()) if Path(path).is_dir() else path
+
+
+def _mirror(config: dict[str, Any], experiment: Experiment, output: Path, who: str) -> "Mirror | None":
+    if experiment.wandb.mode == "disabled":
+        return None
+    from alignlab.experiment import wandb
+
+    name = f"{who}-seed{config['seed']}"
+    return wandb.mirror(experiment.wandb, config=config, folder=output, name=name, id=run_id(config, output))
+
+
+def device_of(experiment: Experiment) -> torch.device:
+    """Where one process of the experiment's trainer works."""
+    return Trainer(**experiment.trainer, logger=False, enable_progress_bar=False).strategy.root_device
+
+
+def _go_on_alone() -> None:
+    """Leave the group of processes that Lightning started, so that a later stage can start some."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+        for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            os.environ.pop(name, None)
+
+
+def run_id(config: dict[str, Any], output: Path) -> str:
+    """W&B's id of a run: the same when it resumes, another in another directory."""
+    from hashlib import sha256
+
+    return sha256(f"{digest(config)} {output.resolve()}".encode()).hexdigest()[:12]
+
+
+class _Report(Callback):
+    """Tells how far training is."""
+
+    def __init__(self, notify: OnProgress) -> None:
+        self.notify = notify
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *arguments: Any) -> None:
+        if trainer.is_global_zero:
+            self.notify(Progress("fit", trainer.global_step, int(trainer.estimated_stepping_batches), module.logged))
