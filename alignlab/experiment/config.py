@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from alignlab.errors import InputError
 from alignlab.experiment.catalogue import kinds, own_sources, search
-from alignlab.experiment.commands import script_sources
+from alignlab.experiment.commands import data_path, script_sources
 from alignlab.experiment.listing import describe_objectives
 from alignlab.experiment.reading import dump, merge, place_of, places, read
 from alignlab.experiment.resolving import STAGE, TRAINER_REFUSED, ConfigError, WandbSettings, required_fields, resolve
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from alignlab.backbones import Backbone, DualEncoder
     from alignlab.data import AlignmentData
     from alignlab.evaluation import Evaluator
+    from alignlab.experiment.pairs import PairSettings
     from alignlab.objectives import Objective, Optimization
 
 __all__ = [
@@ -55,6 +56,8 @@ class Experiment:
         checkpoint_every: Optimizer steps between checkpoints.
         save_dtype: The type of the trained backbone's files; None: as trained.
         command: What trains in alignlab's stead.
+        pairs: Of a stage that builds pairs, and trains nothing.
+        data_path: The data's setting of that name.
     """
 
     backbone: Mapping[str, Any]
@@ -70,6 +73,8 @@ class Experiment:
     checkpoint_every: int
     save_dtype: str | None
     command: str | None = None
+    pairs: "PairSettings | None" = None
+    data_path: str | None = None
 
     def make_backbone(self) -> "Backbone | DualEncoder":
         from alignlab.backbones import open_backbone
@@ -105,11 +110,13 @@ def instantiate(config: Mapping[str, Any]) -> Experiment:
         InputError: A class refuses its arguments, or a file of the data is missing.
     """
     search(config["python_path"])
-    names = [name for name in Experiment.__dataclass_fields__ if name in config]
-    objects = made(_parser(), {name: config[name] for name in ("objective", *names) if config[name] is not None})
+    names = [name for name in Experiment.__dataclass_fields__ if name in config]  # older runs lack the latest ones
+    given = {name: config[name] for name in ("objective", *names) if config[name] is not None}
+    objects = made(_parser(), given)
     return Experiment(
         make_objective=objects.objective,
         requires=required_fields(config["objective"] or {}, config["python_path"]),
+        data_path=data_path(config["data"]),
         **{name: objects[name] for name in names}
         | {"backbone": vars(objects.backbone), "trainer": vars(objects.trainer)},
     )
@@ -139,6 +146,7 @@ def _parser() -> ArgumentParser:
     from alignlab.backbones import Backbone, open_backbone
     from alignlab.data import AlignmentData
     from alignlab.evaluation import Evaluator
+    from alignlab.experiment.pairs import PairSettings
     from alignlab.objectives import Objective, Optimization
 
     parser = ArgumentParser(exit_on_error=False)
@@ -154,6 +162,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--checkpoint_every", type=int)
     parser.add_argument("--save_dtype", type=str | None)
     parser.add_argument("--command", type=str | None)
+    parser.add_argument("--pairs", type=PairSettings | None)
     return parser
 
 
@@ -177,7 +186,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 def _content(config: Mapping[str, Any]) -> dict[str, Any]:
     kept = {name: value for name, value in config.items() if name not in ("wandb", "python_path")}
     # Where they are not set, it is as if there were no such settings, which is how older runs know themselves.
-    kept = {name: value for name, value in kept.items() if (name, value) != ("command", None)}
+    kept = {name: value for name, value in kept.items() if name not in ("command", "pairs") or value is not None}
     kept["backbone"] = {
         name: value for name, value in kept["backbone"].items() if (name, value) != ("text_tower", None)
     }

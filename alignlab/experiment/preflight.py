@@ -1,6 +1,5 @@
 """preflight: what can be known of an experiment before weights are read, a directory is made or a step is taken."""
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,11 +7,11 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from alignlab.backbones import PARTS, open_backbone, open_encoder
+from alignlab.backbones import PARTS, DualEncoder, open_backbone, open_encoder
 from alignlab.data.base import ShuffledBatches, check_supplies
 from alignlab.errors import InputError
 from alignlab.experiment.config import Experiment, instantiate
-from alignlab.experiment.resolving import outlined
+from alignlab.experiment.resolving import named_stages, outlined
 
 SAMPLE = 64
 """Examples whose lengths are checked."""
@@ -25,21 +24,40 @@ def preflight(config: Mapping[str, Any]) -> None:
         InputError: A class refuses its arguments, a file is missing or unreadable, data are too few, a sequence is
             longer than ``max_length`` allows.
     """
-    for part in (*config["stages"].values(), config):
-        check({**part, "stages": {}, "backbone": outlined(part["backbone"], config["stages"])})
+    stages = config["stages"]
+    for part in (*stages.values(), config):
+        whole = {**part, "stages": {}, "backbone": outlined(part["backbone"], stages)}
+        whole["evaluators"] = [each for each in part["evaluators"] if not any(named_stages(each))]
+        makers = _makers(part, stages)
+        if makers:
+            # Of what is not there yet, no more is known than what it will be made of, and how many there can be.
+            most = [maker["pairs"]["num_examples"] for maker in makers if maker["pairs"]["num_examples"] is not None]
+            check({**whole, "data": makers[-1]["data"]}, to_be_built=part["data"], most=min(most, default=None))
+        else:
+            check(whole)
 
 
-def check(config: Mapping[str, Any]) -> None:
-    """``preflight`` of one stage whose backbone's directories exist."""
+def _makers(part: Mapping[str, Any], stages: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The stages that make a stage's data, the last one of what is there."""
+    makers = []
+    while named := [name for _, name in named_stages((makers or [part])[-1]["data"])]:
+        makers.append(stages[named[0]])
+    return makers
+
+
+def check(config: Mapping[str, Any], *, to_be_built: Mapping[str, Any] | None = None, most: int | None = None) -> None:
+    """``preflight`` of one stage whose backbone's directories exist.
+
+    Args:
+        to_be_built: The stage's data, where these are pairs that an earlier stage has yet to make of the config's.
+        most: Examples that pairs are made of; None: all.
+    """
     experiment = instantiate(config)
     processes = _check_trainer(experiment.trainer)
-    if experiment.command is not None and "LOCAL_RANK" in os.environ:
-        raise InputError(
-            "command: it would run once in each process; start alignlab in one, the command starts its own"
-        )
-    _check_sizes(experiment)
-    experiment.data.check_files()
+    _check_sizes(experiment, to_be_built, most)
     requires = experiment.requires
+    if to_be_built is None:
+        experiment.data.check_files()
     # Shapes are enough for a constructor to refuse its arguments, and on the meta device they cost nothing.
     with torch.device("meta"):
         backbone = open_backbone(**{**experiment.backbone, "fresh": PARTS, "take": None})
@@ -47,14 +65,17 @@ def check(config: Mapping[str, Any]) -> None:
             objective = None if experiment.make_objective is None else experiment.make_objective(backbone)
         except (NotImplementedError, RuntimeError):
             objective = None  # a constructor that reads weights cannot do so without them; it has its say later
+    if experiment.pairs is not None and isinstance(backbone, DualEncoder):
+        raise InputError(f"pairs need a backbone that generates text, but {backbone.path} is a dual encoder")
     if objective is not None:
         requires = objective.requires  # which may depend on its settings
         backbone.encoder.check(requires, who=type(objective).__name__)
+    if objective is not None and to_be_built is None:
         check_supplies(type(objective).__name__, requires, experiment.data)
         objective.prepare(experiment.data, processes)
-    if experiment.backbone["max_length"] is not None:
+    if experiment.backbone["max_length"] is not None and to_be_built is None:
         _check_lengths(experiment, requires)
-    if objective is None and experiment.command is None:
+    if objective is None and experiment.make_objective is not None:
         return
     for evaluator in experiment.evaluators:
         evaluator.check_backbone(backbone)  # with what the objective added to it
@@ -76,11 +97,18 @@ def _check_trainer(settings: Mapping[str, Any]) -> int:
     return trainer.world_size
 
 
-def _check_sizes(experiment: Experiment) -> None:
+def _check_sizes(experiment: Experiment, to_be_built: Mapping[str, Any] | None, most: int | None) -> None:
     data = experiment.data
-    ShuffledBatches(len(data.examples("train")), data.batch_size, seed=0, rank=0, processes=1, who=type(data).__name__)
+    size, batch_size, who = len(data.examples("train")), data.batch_size, type(data).__name__
+    if to_be_built is not None:
+        batch_size, who = to_be_built["init_args"].get("batch_size", 1), to_be_built["class_path"]
+        size = size if most is None else min(size, most)
+    if experiment.pairs is None and experiment.command is None:
+        ShuffledBatches(size, batch_size, seed=0, rank=0, processes=1, who=who)
     for evaluator in experiment.evaluators:
         judged = evaluator.judged(data)
+        if judged is data and to_be_built is not None:
+            continue
         evaluator.check(judged)
         if not len(judged.examples(evaluator.split)):
             who, whose = type(evaluator).__name__, type(judged).__name__

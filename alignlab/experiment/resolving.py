@@ -1,7 +1,7 @@
 """From a config as written to one that is checked whole and states every default."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from functools import cache
 from pathlib import Path
@@ -30,7 +30,6 @@ TRAINER_REFUSED = {
 
 KEYS = (
     "objective",
-    "command",
     "backbone",
     "adapter",
     "data",
@@ -41,15 +40,20 @@ KEYS = (
     "seed",
     "checkpoint_every",
     "save_dtype",
+    "command",
     "stages",
+    "pairs",
     "python_path",
 )
 
-UNUSED_BY_COMMANDS = ("objective", "adapter", "optimization")
-"""The keys of which a run that a command trains has none."""
+TRAINING = ("objective", "adapter", "optimization")
+"""The keys that say how alignlab trains; where a command does instead, or only pairs are built, they are None."""
+
+DEVICES = ("accelerator", "devices")
+"""What of the trainer building pairs uses."""
 
 STAGE = "stage:"
-"""``stage:NAME`` in the backbone's settings is the backbone that this earlier stage wrote."""
+"""``stage:NAME`` is what this earlier stage wrote: in the backbone's settings a backbone, in those of data pairs."""
 
 
 class ConfigError(InputError):
@@ -93,7 +97,11 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
     checker.folders = tuple(folders)
     main = {name: value for name, value in config.items() if name not in ("python_path", "stages")}
     stages = _stages(config, checker)
-    resolved = _resolve_one(main, checker, tuple(stages))
+    if main.get("pairs") is not None:
+        checker.add(("pairs",), "is a key of a stage, whose pairs a later one trains on: stages: {NAME: {pairs: ...}}")
+        main["pairs"] = None
+    builds_pairs = {name: changes.get("pairs") is not None for name, changes in stages.items()}
+    resolved = _resolve_one(main, checker, builds_pairs)
     resolved["stages"] = {}
     # What a later stage takes from an earlier one is no setting of the earlier one, nor is what trains instead of ours.
     shared = {name: value for name, value in main.items() if name != "command"}
@@ -101,7 +109,11 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
     known = {(problem.key, problem.message) for problem in checker.problems}
     for index, (name, changes) in enumerate(stages.items()):
         inner = Checker(folders)
-        resolved["stages"][name] = _resolve_one(merge(shared, changes), inner, tuple(stages)[:index]) | {"stages": {}}
+        whole = _of_pairs(shared, changes) if builds_pairs[name] else merge(shared, changes)
+        before = dict(tuple(builds_pairs.items())[:index])
+        resolved["stages"][name] = _resolve_one(whole, inner, before) | {"stages": {}}
+        if builds_pairs[name]:
+            _refuse_unused(changes, resolved["stages"][name], inner)
         new = (problem for problem in inner.problems if (problem.key, problem.message) not in known)
         checker.problems += [Problem(("stages", name, *problem.key), problem.message) for problem in new]
     if checker.problems:
@@ -135,6 +147,35 @@ def _stages(config: Mapping[str, Any], checker: Checker) -> dict[str, dict[str, 
             checker.add(("stages", str(name), "stages"), "a stage has no stages of its own; list all of them in order")
         result[str(name)] = changes
     return result
+
+
+def _of_pairs(shared: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """What a stage that builds pairs has of its experiment: no more than decides the pairs, so that arms can share it.
+
+    These are the backbone, the data where it names none of its own, and where to compute.
+    """
+    own = changes.get("data")
+    names = isinstance(own, str) or (isinstance(own, Mapping) and "class_path" in own)
+    kept = merge(_deciding(shared), _deciding(changes))
+    return {**kept, "data": own} if names else kept
+
+
+def _deciding(config: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {name: config[name] for name in ("backbone", "data", "pairs", "trainer") if name in config}
+    if isinstance(kept.get("trainer"), Mapping):
+        kept["trainer"] = {name: value for name, value in kept["trainer"].items() if name in DEVICES}
+    return kept
+
+
+def _refuse_unused(changes: Mapping[str, Any], resolved: Mapping[str, Any], checker: Checker) -> None:
+    """Add a problem for each key of a stage that builds pairs which would have no effect."""
+    given = {(name,): value for name, value in changes.items() if name in KEYS and name != "trainer"}
+    trainer = changes.get("trainer")
+    given |= {("trainer", name): value for name, value in (trainer.items() if isinstance(trainer, Mapping) else ())}
+    for key, value in given.items():
+        default = resolved[key[0]].get(key[1]) if key[1:] else resolved[key[0]]
+        if key[-1] not in ("backbone", "data", "pairs", *DEVICES) and value not in (None, default):
+            checker.add(key, "has no effect in a stage that builds pairs, which trains nothing; leave it out")
 
 
 def outlined(settings: Mapping[str, Any], stages: Mapping[str, Any]) -> dict[str, Any]:
@@ -196,8 +237,11 @@ def _owners() -> dict[str, type | Callable]:
     return {"backbone": open_backbone, "optimization": Optimization, "trainer": Trainer, "wandb": WandbSettings}
 
 
-def _resolve_one(config: Mapping[str, Any], checker: Checker, stages: Sequence[str]) -> dict[str, Any]:
-    """Resolve one stage; ``stages`` are those that came before it."""
+def _resolve_one(config: Mapping[str, Any], checker: Checker, stages: Mapping[str, bool]) -> dict[str, Any]:
+    """Resolve one stage; ``stages`` are those that came before it, and whether each builds pairs."""
+    from alignlab.experiment.pairs import PairSettings
+
+    trains = config.get("command") is None and config.get("pairs") is None
     for name in config:
         if name not in KEYS:
             reason = "is read from files only" if name == "base" else f"no such key{near(name, KEYS)}"
@@ -205,8 +249,10 @@ def _resolve_one(config: Mapping[str, Any], checker: Checker, stages: Sequence[s
     resolved: dict[str, Any] = {}
     for name in KEYS:
         value = config.get(name)
-        if name in UNUSED_BY_COMMANDS and config.get("command") is not None:
+        if name in TRAINING and not trains:
             resolved[name] = None
+        elif name == "pairs":
+            resolved[name] = None if value is None else checker.arguments(PairSettings, value, (name,))
         elif name in _owners():
             refused = TRAINER_REFUSED if name == "trainer" else None
             resolved[name] = checker.arguments(_owners()[name], value, (name,), refused=refused)
@@ -220,15 +266,16 @@ def _resolve_one(config: Mapping[str, Any], checker: Checker, stages: Sequence[s
             else:
                 resolved[name] = plain(argument.default)
     _check_backbone(resolved["backbone"], checker, stages)
-    if resolved["command"] is None:
+    _check_data(resolved, checker, stages)
+    if trains:
         _check_optimization(resolved["optimization"], checker)
-    else:
+    elif resolved["command"] is not None:
         _check_command(resolved, checker)
     _check_fields(resolved, checker)
     return resolved
 
 
-def _check_backbone(backbone: Mapping[str, Any], checker: Checker, stages: Sequence[str]) -> None:
+def _check_backbone(backbone: Mapping[str, Any], checker: Checker, stages: Mapping[str, bool]) -> None:
     from alignlab.backbones import locate
 
     wanted = {("backbone", key): backbone.get(key) for key in ("path", "text_tower")}
@@ -239,13 +286,38 @@ def _check_backbone(backbone: Mapping[str, Any], checker: Checker, stages: Seque
         if path.startswith(STAGE):
             name = path.removeprefix(STAGE)
             if name not in stages:
-                before = f" (before it come {', '.join(stages)})" if stages else ""
-                checker.add(key, f"there is no earlier stage {name!r}{near(name, stages)}{before}")
+                _refuse_stage(key, name, checker, stages)
+            elif stages[name]:
+                checker.add(key, f"the stage {name!r} builds pairs, and writes no backbone")
             continue
         try:
             locate(path)
         except InputError as error:
             checker.add(key, str(error).removeprefix("backbone.path: "))
+
+
+def _check_data(resolved: Mapping[str, Any], checker: Checker, stages: Mapping[str, bool]) -> None:
+    """Check that the pairs which data name come from earlier stages that build some."""
+    for part in ("data", "evaluators"):
+        for key, name in named_stages(resolved.get(part), (part,)):
+            if name not in stages:
+                _refuse_stage(key, name, checker, stages)
+            elif not stages[name]:
+                checker.add(key, f"the stage {name!r} builds no pairs; one with the key pairs does")
+
+
+def named_stages(node: Any, key: Key = ()) -> Iterator[tuple[Key, str]]:
+    """Where settings name an earlier stage, and which."""
+    if isinstance(node, str) and node.startswith(STAGE):
+        yield key, node.removeprefix(STAGE)
+    elif isinstance(node, Mapping | list):
+        for name, item in node.items() if isinstance(node, Mapping) else enumerate(node):
+            yield from named_stages(item, (*key, str(name)))
+
+
+def _refuse_stage(key: Key, name: str, checker: Checker, stages: Mapping[str, bool]) -> None:
+    before = f" (before it come {', '.join(stages)})" if stages else ""
+    checker.add(key, f"there is no earlier stage {name!r}{near(name, stages)}{before}")
 
 
 def _check_command(resolved: Mapping[str, Any], checker: Checker) -> None:
@@ -275,6 +347,8 @@ def _check_fields(resolved: Mapping[str, Any], checker: Checker) -> None:
     if objective:
         fields = required_fields(objective, checker.folders)
         _check_supplied(("objective",), objective, fields, data, checker, filled=_filled(data))
+    if resolved.get("pairs"):
+        _check_supplied(("pairs",), {"class_path": "building pairs"}, ("conversation",), data, checker)
     labels: dict[str, str] = {}
     for index, evaluator in enumerate(resolved.get("evaluators") or ()):
         if evaluator is None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from alignlab.errors import InputError
 from alignlab.experiment import record
 from alignlab.experiment.config import STAGE, digest, dump, instantiate, read
 from alignlab.experiment.preflight import preflight
-from alignlab.experiment.training import OnProgress, Progress, device_of, evaluate, train_and_judge
+from alignlab.experiment.training import OnProgress, Progress, build_pairs, device_of, evaluate, train_and_judge
 
 
 def run(
@@ -44,6 +45,9 @@ def run(
     folders = _stage_folders(config["stages"], output / "stages" if shared is None else shared, shared is not None)
     with record.locked(output):
         claim(config, output)
+        if folders:
+            places = {name: os.path.relpath(folder, output) for name, folder in folders.items()}
+            record.write_json(output / "stages.json", places)
         for name, stage in config["stages"].items():
             with record.locked(folders[name], wait=shared is not None):
                 if not (folders[name] / "metrics.json").exists():
@@ -53,20 +57,30 @@ def run(
 
 
 def _run_one(config: dict[str, Any], folders: Mapping[str, Path], output: Path, notify: OnProgress) -> dict[str, Any]:
-    """Train and judge what starts from stages that are done."""
-    experiment = instantiate(
-        {**config, "stages": {}, "backbone": _with_stages(config["backbone"], lambda name: folders[name] / "backbone")}
-    )
+    """Train and judge what starts from stages that are done, or build its pairs."""
+    experiment = instantiate(_located(config, folders))
+    if experiment.pairs is not None:
+        seed_everything(experiment.pairs.seed, workers=True, verbose=False)
+        return build_pairs(config, experiment, output, notify)
     seed_everything(config["seed"], workers=True, verbose=False)
     return train_and_judge(config, experiment, output, notify)
 
 
+def _located(config: dict[str, Any], folders: Mapping[str, Path]) -> dict[str, Any]:
+    """The config with what earlier stages wrote in place of their names."""
+    located = {"backbone": _with_stages(config["backbone"], lambda name: folders[name] / "backbone")}
+    located |= {key: _with_stages(config[key], lambda name: folders[name] / "pairs") for key in ("data", "evaluators")}
+    return {**config, **located, "stages": {}}
+
+
 def _stage_folders(stages: Mapping[str, Any], parent: Path, by_content: bool) -> dict[str, Path]:
-    """Where each stage is kept: under its name, or by its content, which is also that of the stages it starts from."""
+    """Where each stage is kept: under its name, or by its content, which is also that of the stages it builds on."""
     folders: dict[str, Path] = {}
     for name, stage in stages.items():
-        whole = {**stage, "backbone": _with_stages(stage["backbone"], lambda name: folders[name].name)}
-        folders[name] = parent / (f"{name}-{digest(whole)}" if by_content else name)
+        named = {
+            key: _with_stages(stage[key], lambda name: folders[name].name) for key in ("backbone", "data", "evaluators")
+        }
+        folders[name] = parent / (f"{name}-{digest({**stage, **named})}" if by_content else name)
     return folders
 
 
@@ -110,7 +124,8 @@ def evaluate_run(run_directory: Path, *, on_progress: OnProgress | None = None) 
     with record.writing(folder):
         folder.mkdir(exist_ok=True)
     notify = on_progress or (lambda progress: None)
-    experiment = instantiate({**config, "stages": {}, "backbone": {**config["backbone"], "fresh": [], "take": None}})
+    whole = _located(config, _folders_of(run_directory, config))
+    experiment = instantiate({**whole, "backbone": {**config["backbone"], "fresh": [], "take": None}})
     seed_everything(config["seed"], workers=True, verbose=False)
     backbone = load(run_directory).to(device_of(experiment))
     scores, _ = evaluate(backbone, experiment, folder, lambda name: notify(Progress("evaluate", 0, 0, {})))
@@ -129,12 +144,21 @@ def _finished(folder: Path) -> dict[str, Any]:
     return read(folder / "config.yaml")
 
 
+def _folders_of(run_directory: Path, config: dict[str, Any]) -> dict[str, Path]:
+    """Where the stages of a finished run are."""
+    file = run_directory / "stages.json"
+    places = json.loads(file.read_text()) if file.exists() else {name: f"stages/{name}" for name in config["stages"]}
+    return {name: run_directory / place for name, place in places.items()}
+
+
 def _with_stages(value: Any, place: Callable[[str], Path | str]) -> Any:
-    """Replace each ``stage:NAME`` in the backbone's settings."""
+    """Replace each ``stage:NAME`` in settings."""
     if isinstance(value, str) and value.startswith(STAGE):
         return str(place(value.removeprefix(STAGE)))
     if isinstance(value, dict):
         return {key: _with_stages(item, place) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_stages(item, place) for item in value]
     return value
 
 

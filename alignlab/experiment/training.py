@@ -4,7 +4,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Progress:
     """How far a run is. ``values`` are the latest logged metrics."""
 
-    stage: Literal["fit", "evaluate", "done"]
+    stage: Literal["pairs", "fit", "evaluate", "done"]
     step: int
     max_steps: int
     values: Mapping[str, float]
@@ -134,6 +134,7 @@ def _train(config: dict[str, Any], experiment: Experiment, output: Path, notify:
 
 def _let_train(config: dict[str, Any], experiment: Experiment, output: Path, notify: OnProgress) -> _Trained:
     """Let the command train, from nothing, whatever an interrupted one left, and open what it leaves."""
+    _refuse_processes("a command")
     folder, mirror = output / "command", _mirror(config, experiment, output, "command")
     with record.writing(folder):
         shutil.rmtree(folder, ignore_errors=True)
@@ -144,7 +145,7 @@ def _let_train(config: dict[str, Any], experiment: Experiment, output: Path, not
         "backbone": _start(experiment, folder / "start"),
         "seed": str(config["seed"]),
         "steps": str(experiment.trainer["max_steps"]),
-        "data": str(Path(str(commands.data_path(config["data"]))).absolute()),
+        "data": str(Path(experiment.data_path or "").absolute()),
     }
     started = time.perf_counter()
     words = commands.words_of(experiment.command, config["python_path"])
@@ -163,6 +164,52 @@ def _let_train(config: dict[str, Any], experiment: Experiment, output: Path, not
         **dict.fromkeys(("steps", "samples", "tokens")),
     }
     return _Trained(backbone.eval().to(device_of(experiment)), mirror, 0, seconds, costs)
+
+
+def build_pairs(config: dict[str, Any], experiment: Experiment, output: Path, notify: OnProgress) -> dict[str, Any]:
+    """Write the pairs that the backbone of a stage makes of its data into ``output/pairs``; trains nothing.
+
+    Returns:
+        The content of ``metrics.json``: the audit.
+
+    Raises:
+        InputError: No pair is left to train on.
+    """
+    from alignlab.experiment.opening import data_in_words
+    from alignlab.experiment.pairaudit import show
+    from alignlab.experiment.pairs import make_pairs
+
+    _refuse_processes("building pairs")
+    record.write_json(output / "versions.json", record.versions())
+    started = time.perf_counter()
+    audit = make_pairs(
+        experiment.make_backbone().eval().to(device_of(experiment)),
+        experiment.data,
+        experiment.pairs,
+        output / "pairs",
+        provenance={"model": config["backbone"], "data": data_in_words(config)},
+        on_progress=lambda what, done, total: notify(Progress("pairs", done, total, {})),
+    )
+    show(audit)
+    if not audit.splits["train"].kept:
+        raise InputError(
+            f"{output}: no pair is left to train on of {audit.splits['train'].asked} examples; see above why"
+        )
+    metrics = {
+        "config_hash": digest(config),
+        "pairs": asdict(audit),
+        "seconds": {"pairs": time.perf_counter() - started},
+        "peak_memory_mib": record.peak_memory_mib(),
+    }
+    record.write_json(output / "metrics.json", metrics)
+    return metrics
+
+
+def _refuse_processes(what: str) -> None:
+    if "LOCAL_RANK" in os.environ:  # by torchrun, say
+        raise InputError(
+            f"{what} is the work of one process, which starts more where it needs some; start alignlab once"
+        )
 
 
 def _start(experiment: Experiment, folder: Path) -> str:

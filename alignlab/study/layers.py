@@ -55,11 +55,13 @@ def placing(file: StudyFile, config: dict[str, Any], arm: str, start: Start, see
     if start.path is None:
         return placing
     backbone = {"backbone": {"path": start.path}}
+    # The stages that go on from another one keep their place.
+    begin = {name: stage for name, stage in (config.get("stages") or {}).items() if not _from_stage(stage)}
     if not _from_stage(config):
-        return placing | backbone
-    # What begins is then a stage; the stages that go on from another one keep their place.
-    stages = config.get("stages") or {}
-    return {**placing, "stages": {name: backbone for name, stage in stages.items() if not _from_stage(stage)}}
+        placing |= backbone
+        # Those that train may begin elsewhere, but pairs are of the backbone that is trained on them.
+        begin = {name: stage for name, stage in begin.items() if stage.get("pairs") is not None}
+    return {**placing, "stages": {name: backbone for name in begin}} if begin else placing
 
 
 def _from_stage(config: dict[str, Any]) -> bool:
