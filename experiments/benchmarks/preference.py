@@ -3,11 +3,11 @@
     python experiments/benchmarks/preference.py --json preference.json
 
 Both train the same random LLaVA whole (a Llama of 4 layers of width 192; a vision tower of 3 layers of width 128 that
-makes 64 visual tokens), with AdamW, a fresh batch of 8 pairs a step, a prompt of 8 words and answers of up to 24 words.
-Both are the real trainers: their loops, loaders and collators are in the time, logging is off. First the losses of three
-steps must agree to 1e-5. Then steps take turns, on a CPU in the one thread's own time: the two trainers run in threads of
-one process, one of which sleeps. Peak memory is that of a process of its own, less what it has after its imports. On a
-GPU, the shape of LLaVA-1.5-7B with LoRA in bfloat16 (two models take turns, so 40 GiB of weights):
+makes 64 visual tokens), with AdamW, a fresh batch of 8 pairs a step, a prompt of 8 words and answers of up to 24.
+Both are the real trainers: their loops, loaders and collators are in the time, logging is off. First the losses of
+three steps must agree to 1e-5. Then steps take turns, on a CPU in the one thread's own time: the trainers run in
+threads of one process, of which all but one sleep. Peak memory is that of a process of its own, less what it has after
+its imports. On a GPU, the shape of LLaVA-1.5-7B with LoRA in bfloat16 (two models take turns, so 40 GiB of weights):
 
     python experiments/benchmarks/preference.py --device cuda --shape 7b
 
@@ -20,7 +20,7 @@ import string
 import threading
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -33,7 +33,7 @@ from datasets import Image as Picture
 from lightning.pytorch import Callback, Trainer
 from peft import LoraConfig
 from PIL import Image
-from timing import finish, machine, options, peak, quiet, ratio, show_ratio
+from timing import finish, machine, options, peak, quiet, ratio
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, TrainerCallback
 from transformers.models.llava import modeling_llava  # noqa: F401  # loaded late by itself, so in the peak
 from trl import DPOConfig, DPOTrainer
