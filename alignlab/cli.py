@@ -174,6 +174,13 @@ def overrides_from(rest: Sequence[str]) -> list[str]:
     return sorted(overrides, key=lambda override: override.partition("=")[0].count("."))
 
 
+def pair_overrides(rest: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What ``alignlab pairs`` is told of the pairs, and of the config."""
+    overrides = overrides_from(rest)
+    own = [override for override in overrides if override.startswith("pairs.")]
+    return own, [override for override in overrides if override not in own]
+
+
 def _version(arguments: argparse.Namespace, rest: list[str]) -> int:
     from importlib.metadata import version
 
@@ -269,16 +276,15 @@ def _mine(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _pairs(arguments: argparse.Namespace, rest: list[str]) -> int:
-    from alignlab.experiment.config import read, resolve_file
+    from alignlab.experiment.config import resolve_file
     from alignlab.experiment.pairaudit import show
-    from alignlab.experiment.pairs import PROVENANCE, build, settings_from
+    from alignlab.experiment.pairs import PROVENANCE, build, overridden
     from alignlab.experiment.run import quiet_libraries
     from alignlab.experiment.show import counting_bar
 
-    overrides = overrides_from(rest)
-    own = [override for override in overrides if override.startswith(("pairs.", "pairs="))]
-    config = resolve_file(arguments.config, [override for override in overrides if override not in own])
-    settings = settings_from(read(None, own).get("pairs") or {}, config["python_path"])
+    own, others = pair_overrides(rest)
+    config = resolve_file(arguments.config, others)
+    settings = overridden(own, [*config["python_path"], str(arguments.config.resolve().parent)])
     finished = (arguments.output / PROVENANCE).exists()
     quiet_libraries()
     with counting_bar() as on_progress:

@@ -42,6 +42,16 @@ def refused(result, *fragments):
         (["embed", "experiments/mle.yaml", "--model", "./nowhere", "--output", "x"], ["no directory ./nowhere"]),
         (["mine", "experiments/mle.yaml", "--model", "scenes-vl", "--output", "x"], ["--model: ", "'scenes-vlm'"]),
         (["mine", "experiments/mle.yaml", "--margin", "0.1", "--ratio", "0.9"], ["not allowed with"]),
+        (["pairs", "experiments/mle.yaml", "--model", "scenes-vl", "--output", "x"], ["--model: ", "'scenes-vlm'"]),
+        (["pairs", "experiments/mle.yaml", "--model", "scenes-vlm"], ["required: --output"]),
+        (
+            ["pairs", "experiments/mle.yaml", "--model", "scenes-vlm", "--output", "x", "--pairs.stp", "3"],
+            ["pairs.stp: PairSettings has no argument 'stp'"],
+        ),
+        (
+            ["pairs", "experiments/mle.yaml", "--model", "scenes-vlm", "--output", "x", "--data.num_trains", "3"],
+            ["Scenes has no argument 'num_trains'"],
+        ),
     ],
 )
 def test_bad_command_lines_are_refused(arguments, fragments):
@@ -141,6 +151,35 @@ def test_files_of_embeddings_and_negatives_are_made_and_trained_on(tmp_path, tin
     assert result.returncode == 0, result.stderr
     refused(alignlab(*fit, "--output", tmp_path / "other", "--data.seed", 1), "e.safetensors was made for another text")
     assert not (tmp_path / "other").exists()
+
+
+def test_pairs_are_built_once(tmp_path):
+    given = ["pairs", "experiments/mle.yaml", "--model", "scenes-vlm", "--output", tmp_path / "pairs"]
+    chosen = ["--pairs.corruption.size", 48, "--pairs.corruption", "MoCo", "--pairs.num_examples", 12]
+    first = alignlab(*given, *chosen)
+    assert first.returncode == 0 and "chosen answer in truth better" in first.stdout, first.stderr
+    assert "answering train 12/12" in first.stderr and "there already" not in first.stdout
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "pairs").glob("*.*")}
+    assert {path.name for path in files} >= {"train.parquet", "provenance.json"}
+    again = alignlab(*given, *chosen)
+    assert again.returncode == 0 and again.stdout.endswith("preference pairs, there already\n"), again.stderr
+    assert "answering" not in again.stderr
+    assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "pairs").glob("*.*")}
+    refused(alignlab(*given, *chosen, "--data.seed", 1), "is there already, finished, and differs in data")
+
+
+def test_a_corruption_beside_the_config_is_found(tmp_path):
+    (tmp_path / "spoiling.py").write_text(
+        "from alignlab.data import Corruption\n\n\n"
+        "class Upside(Corruption):\n"
+        "    def before(self, picture, generator):\n        return picture.rotate(180)\n"
+    )
+    (tmp_path / "mine.yaml").write_text(f"base: {ROOT / 'experiments' / 'mle.yaml'}\n")
+    given = ["--model", "scenes-vlm", "--output", tmp_path / "pairs", "--pairs.num_examples", 8]
+    result = alignlab("pairs", tmp_path / "mine.yaml", *given, "--pairs.corruption", "spoiling.Upside")
+    assert result.returncode == 0, result.stderr
+    known = json.loads((tmp_path / "pairs" / "provenance.json").read_text())
+    assert known["settings"]["corruption"]["class_path"] == "spoiling.Upside"
 
 
 @pytest.mark.slow

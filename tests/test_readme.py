@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from alignlab.certificate.command import certify_named
-from alignlab.cli import _parse, overrides_from
+from alignlab.cli import _parse, overrides_from, pair_overrides
 from alignlab.experiment.config import describe_objectives, resolve_file
+from alignlab.experiment.pairs import overridden
 from alignlab.study import Study
 
 ROOT = Path(__file__).parents[1]
@@ -38,6 +39,9 @@ def test_its_commands_are_valid(command, monkeypatch, tmp_path, tiny_path):
         assert {name for name in names if f"`{name}`" in README} == set(names)
     elif "study run" in command:
         assert Study.load(arguments.study, directory=tmp_path, overrides=overrides_from(rest)).cells
+    elif command.startswith("alignlab pairs"):
+        own, others = pair_overrides(rest)
+        assert overridden(own).corruption.step == 800 and resolve_file(arguments.config, others)["objective"]
     else:
         assert resolve_file(arguments.config, overrides_from(rest))["objective"]
 

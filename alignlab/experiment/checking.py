@@ -218,6 +218,8 @@ def _plain_defaults(owner: type) -> dict[str, Any]:
 def plain(value: Any) -> Any:
     """A value as YAML holds it: classes and functions by path, tuples as lists.
 
+    An object that a config can name is its class with the arguments that it keeps under their names.
+
     Raises:
         TypeError: It is something that YAML cannot hold.
     """
@@ -235,10 +237,11 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if isinstance(value, Path):
         return str(value)
-    if (kind := kind_of(type(value))) is not None and is_dataclass(value):
-        name = type(value).__name__
-        named = name if kind.classes().get(name) is type(value) else f"{type(value).__module__}.{name}"
-        return {"class_path": named, "init_args": {name: plain(item) for name, item in vars(value).items()}}
+    if (kind := kind_of(type(value))) is not None and set(arguments(type(value))) <= set(vars(value)):
+        path = f"{type(value).__module__}.{type(value).__name__}"
+        named = path if kind.classes().get(type(value).__name__) is not type(value) else type(value).__name__
+        given = {name: plain(vars(value)[name]) for name in arguments(type(value))}
+        return {"class_path": named, "init_args": given}
     if is_dataclass(value) and not isinstance(value, type):
         return {name: plain(item) for name, item in vars(value).items()}
     if isinstance(value, type) or inspect.isroutine(value):

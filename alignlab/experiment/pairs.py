@@ -26,6 +26,7 @@ from alignlab.experiment.checking import Checker, plain
 from alignlab.experiment.config import ConfigError, instantiate, made
 from alignlab.experiment.opening import SPLITS, OnProgress, backbone_named, data_in_words
 from alignlab.experiment.pairaudit import NUM_SHOWN, TRUTHS, Audit, SplitAudit
+from alignlab.experiment.reading import parse_override, put
 from alignlab.experiment.record import locked, replacing, write_json
 
 FORMAT, VERSION = "alignlab preference pairs", 1
@@ -65,7 +66,7 @@ class PairSettings:
             raise InputError(f"pairs.min_tokens must be at least 0, got {self.min_tokens}")
 
 
-def settings_from(given: Mapping[str, Any], folders: Sequence[str] = ()) -> PairSettings:
+def settings_from(given: Mapping[str, Any] | None, folders: Sequence[str] = ()) -> PairSettings:
     """Settings of plain data, as a config has them, checked.
 
     Args:
@@ -81,6 +82,15 @@ def settings_from(given: Mapping[str, Any], folders: Sequence[str] = ()) -> Pair
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--pairs", type=PairSettings)
     return made(parser, {"pairs": checked}).pairs
+
+
+def overridden(overrides: Sequence[str], folders: Sequence[str] = ()) -> PairSettings:
+    """The default settings with overrides like ``pairs.corruption.step=800`` on top; see ``settings_from``."""
+    given: dict[str, Any] = {"pairs": plain(PairSettings())}
+    for text in overrides:
+        key, value = parse_override(text)
+        given = put(given, key, value, (), text)
+    return settings_from(given["pairs"], folders)
 
 
 def build(
@@ -160,7 +170,13 @@ def _known(
     backbone: Backbone, settings: PairSettings, splits: Mapping[Split, Subset], provenance: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What decides the pairs, as JSON gives it back."""
-    deciding = {name: value for name, value in plain(settings).items() if name != "batch_size"}
+    try:
+        deciding = {name: value for name, value in plain(settings).items() if name != "batch_size"}
+    except TypeError:
+        raise InputError(
+            f"pairs.corruption: {type(settings.corruption).__name__} has to keep its arguments under their names, as a "
+            "dataclass does, so that the pairs know what they were made of"
+        ) from None
     known = {
         "format": FORMAT,
         "version": VERSION,

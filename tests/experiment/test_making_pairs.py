@@ -15,11 +15,11 @@ from alignlab import InputError
 from alignlab.backbones import Backbone, DualEncoder
 from alignlab.backbones.tiny import write_tiny_dual
 from alignlab.batch import Example, Turn
-from alignlab.data import AlignmentData, DiffusionNoise, LlavaJson, MoCo, Scenes, diffusion_noise
+from alignlab.data import AlignmentData, Corruption, DiffusionNoise, LlavaJson, MoCo, Scenes, diffusion_noise
 from alignlab.data.corruptions import generator_for
 from alignlab.experiment.checking import plain
 from alignlab.experiment.pairaudit import show
-from alignlab.experiment.pairs import ANSWERS, PROVENANCE, PairSettings, make_pairs, settings_from
+from alignlab.experiment.pairs import ANSWERS, PROVENANCE, PairSettings, make_pairs, overridden, settings_from
 from alignlab.experiment.record import locked
 
 SIZES = {"num_train": 24, "num_val": 6, "num_test": 1, "num_compositional": 1}
@@ -271,6 +271,24 @@ def test_settings_come_from_plain_data_and_go_there():
     assert settings_from(plain(PairSettings(corruption=MoCo(size=48)))).corruption == MoCo(size=48)
     given = {"corruption": {"class_path": "PatchMask", "init_args": {"share": 0.25}}, "num_examples": 5}
     assert settings_from(given).corruption.share == 0.25 and settings_from({"corruption": "Flip"}).num_examples is None
+
+
+def test_a_corruption_that_cannot_be_told_is_refused(backbone, lab, tmp_path):
+    class Hidden(Corruption):
+        def __init__(self, strength: float = 1.0):
+            self._strength = strength
+
+    with pytest.raises(InputError, match="pairs.corruption: Hidden has to keep its arguments under their names"):
+        make(backbone, lab, tmp_path / "pairs", PairSettings(corruption=Hidden()))
+    assert not (tmp_path / "pairs").exists()
+
+
+def test_overrides_lie_over_the_defaults():
+    assert overridden([]) == PairSettings()
+    assert overridden(["pairs.corruption.step=800", "pairs.seed=3"]) == PairSettings(DiffusionNoise(step=800), seed=3)
+    assert overridden(["pairs.corruption=MoCo", "pairs.corruption.size=48"]).corruption == MoCo(size=48)
+    with pytest.raises(InputError, match="MoCo has no argument 'step'"):
+        overridden(["pairs.corruption=MoCo", "pairs.corruption.step=48"])
 
 
 @pytest.mark.parametrize(
