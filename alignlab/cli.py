@@ -15,7 +15,8 @@ Every setting of a config file can be given as an option as well:
 `alignlab objectives` lists the objectives with their settings; --print_config shows all settings of a run."""
 
 PAIRS_EPILOG = """\
-How pairs are built is given as options --pairs.KEY, and settings of the config as any other:
+How pairs are built is given as options --pairs.KEY (corruption, num_examples, max_new_tokens, batch_size, drop_equal,
+min_tokens, seed), and settings of the config as any other:
   alignlab pairs experiments/mle.yaml --model runs/mle --output pairs --pairs.corruption DiffusionNoise \\
     --pairs.corruption.step 800 --pairs.num_examples 2000 --pairs.max_new_tokens 64 --data.num_objects "[2, 4]"
 """

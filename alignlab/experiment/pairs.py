@@ -1,6 +1,8 @@
 """pairs: what ``alignlab pairs`` does: preference pairs of a backbone's answers, with its pictures and spoilt ones."""
 
+import hashlib
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -187,8 +189,17 @@ def _known(
         "max_length": backbone.encoder.max_length,
         "splits": {split: len(examples) for split, examples in splits.items()},
         "settings": deciding,
+        "corruption_source": _own_source(type(settings.corruption)),
     }
     return json.loads(json.dumps(known))
+
+
+def _own_source(kind: type) -> str | None:
+    """Hash of the file of a class that is not alignlab's; None of one that is, which the version tells."""
+    file = vars(sys.modules[kind.__module__]).get("__file__")
+    if kind.__module__.partition(".")[0] == "alignlab" or file is None:
+        return None
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
 
 
 def _refuse_else(folder: Path) -> None:

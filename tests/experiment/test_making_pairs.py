@@ -188,6 +188,19 @@ def test_a_second_process_is_kept_out(backbone, lab, tmp_path):
         make(backbone, lab, tmp_path / "pairs")
 
 
+def test_a_changed_corruption_of_ones_own_is_another(backbone, lab, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    source = "from alignlab.data import Corruption\n\n\nclass Turned(Corruption):\n    {}\n"
+    (tmp_path / "turning_pictures.py").write_text(source.format("pass"))
+    import turning_pictures
+
+    settings = PairSettings(turning_pictures.Turned(), num_examples=2, max_new_tokens=4)
+    make(backbone, lab, tmp_path / "pairs", settings)
+    (tmp_path / "turning_pictures.py").write_text(source.format("angle = 90"))
+    with pytest.raises(InputError, match="finished, and differs in corruption_source"):
+        make(backbone, lab, tmp_path / "pairs", settings)
+
+
 class Chats(AlignmentData):
     """Conversations with a history, two pictures, none; ids that come in both splits."""
 
@@ -309,7 +322,7 @@ def test_bad_settings_are_one_message(given, message):
         settings_from(given)
 
 
-def test_trl_trains_on_the_file(backbone, built, tmp_path):
+def test_trl_trains_on_the_file(backbone, lab, built, tmp_path):
     from transformers import AutoModelForImageTextToText, AutoProcessor
     from trl import DPOConfig, DPOTrainer
 
@@ -326,8 +339,16 @@ def test_trl_trains_on_the_file(backbone, built, tmp_path):
     first, second = (entry for entry in trainer.state.log_history if "loss" in entry)
     assert first["loss"] == pytest.approx(0.6931, abs=1e-4)  # ln 2: the policy is still the reference
     assert second["loss"] != pytest.approx(0.6931, abs=1e-4)
-    ids = trainer.data_collator([rows(built[0])[0]])["input_ids"]
-    assert int((ids == 4).sum()) == 2 * 36  # the picture's placeholders, of both sides
+    row = rows(built[0])[0]  # what it reads is, token by token, what was asked and answered here
+    example = next(each for each in lab.examples("train") if each.id == row["id"])
+    said = [Turn("assistant", (row[side][0]["content"][0]["text"],)) for side in ("chosen", "rejected")]
+    ours = backbone.encoder.conversations([("a", (example.conversation[0], turn)) for turn in said])
+    theirs = trainer.data_collator([row])
+    for side in range(2):
+        kept, own = theirs["attention_mask"][side].bool(), ours.attention_mask[side].bool()
+        assert torch.equal(theirs["input_ids"][side][kept], ours.input_ids[side][own])
+        answer = ours.labels[side][own] != -100
+        assert torch.equal(theirs["completion_mask"][side][kept].bool(), answer)
 
 
 def write_llava_next(folder: Path) -> None:
