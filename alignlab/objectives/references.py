@@ -3,6 +3,8 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +23,39 @@ from alignlab.data.teachers import weights_fingerprint
 from alignlab.errors import InputError
 
 
-class Reference(ABC):
-    """The model that training starts from, as it judges answers."""
+class Reference(nn.Module, ABC):
+    """The model that training starts from, as it judges answers.
+
+    Its weights are no part of a checkpoint; their fingerprint is.
+    """
 
     def attach(self, backbone: Backbone) -> None:
         """Take notice of the policy, whose weights are those of the start still."""
-        self.backbone = backbone
+        self._policy = (backbone,)  # which is no module of this one
 
-    def prepare(self, data: AlignmentData) -> None:  # noqa: B027  # most need not know them
+    @property
+    def backbone(self) -> Backbone:
+        return self._policy[0]
+
+    def prepare(self, data: AlignmentData) -> None:
         """Look at the data, before training begins or goes on."""
 
-    def begin(self, trainer: Trainer) -> None:  # noqa: B027
+    def begin(self, trainer: Trainer) -> None:
         """As ``Objective.begin``."""
+
+    def fingerprint(self) -> str:
+        """What tells its weights from others'; empty where it has none."""
+        return ""
+
+    def get_extra_state(self) -> str:
+        return self.fingerprint()
+
+    def set_extra_state(self, state: str) -> None:
+        if state != self.fingerprint():
+            raise InputError(
+                f"what is to be loaded was trained with another reference than {self.backbone.path} as it is now; go "
+                "on from the weights that it began with, or train anew"
+            )
 
     @abstractmethod
     def logps(self, batch: Batch, answers: Answers, tape: list[Any]) -> Tensor:
@@ -49,6 +72,13 @@ class FrozenCopy(Reference):
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)
         self.kept = [(parameter, parameter.detach().clone()) for parameter in self.changing()]
+
+    @cache  # noqa: B019  # of as many objects as there are objectives
+    def fingerprint(self) -> str:
+        digest = blake2b(digest_size=8)
+        for _, kept in self.kept:
+            digest.update(kept.cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     def changing(self) -> list[nn.Parameter]:
         """The weights that are not the start's once training has begun."""
@@ -123,14 +153,18 @@ class Cached(Reference):
     """
 
     def __init__(self, folder: str) -> None:
+        super().__init__()
         self.folder = Path(folder)
 
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)
         if backbone.device.type != "meta":  # else there are shapes alone
-            self.weights = self._fingerprint()
+            self.weights = self._of_policy()
 
-    def _fingerprint(self) -> str:
+    def fingerprint(self) -> str:
+        return self.weights
+
+    def _of_policy(self) -> str:
         return weights_fingerprint(self.backbone.model, but=tuple(adapter_parameters(self.backbone)))
 
     def prepare(self, data: AlignmentData) -> None:
@@ -160,7 +194,7 @@ class Cached(Reference):
     @torch.no_grad()
     def _rows(self, trainer: Trainer) -> Iterator[tuple[str, Tensor]]:
         """Ids, and the log-probabilities (2,) of the two answers, of all examples."""
-        if self._fingerprint() != self.weights:
+        if self._of_policy() != self.weights:
             raise InputError(
                 f"{self.table.path}, which this training began with, is gone, and the weights are the start's no "
                 "longer; put the file back, or train anew"
