@@ -4,8 +4,6 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
 from alignlab.batch import Content, Example, Part
 
@@ -23,17 +21,6 @@ def target_hash(split: str, example: Example) -> int:
 def seed_of(seed: int, id: str) -> int:
     """63 bits that seed what is drawn for one sample, whatever batch it comes in."""
     return _hash([seed, id]) >> 1
-
-
-def processor_fingerprint(processor: Any) -> str:
-    """16 hexadecimal characters of all that a processor of transformers is made from, its chat template included."""
-    digest = hashlib.blake2b(digest_size=8)
-    with TemporaryDirectory() as folder:
-        processor.save_pretrained(folder)
-        for file in sorted(Path(folder).rglob("*")):
-            if file.is_file():
-                digest.update(f"{file.relative_to(folder)}\n".encode() + file.read_bytes())
-    return digest.hexdigest()
 
 
 def fingerprint_of(hashes: Iterable[int]) -> str:

@@ -19,7 +19,6 @@ from alignlab.backbones.parted import evaluating
 from alignlab.batch import Example, Turn
 from alignlab.data import AlignmentData, Corruption, DiffusionNoise, Split, build_pairs
 from alignlab.data.base import check_supplies
-from alignlab.data.identity import processor_fingerprint
 from alignlab.data.pairs import Pair, trl_row, write_parquet
 from alignlab.data.teachers import weights_fingerprint
 from alignlab.errors import InputError
@@ -185,7 +184,8 @@ def _known(
         "alignlab": version("alignlab"),
         **provenance,
         "model_fingerprint": weights_fingerprint(backbone),
-        "processor_fingerprint": processor_fingerprint(backbone.encoder.processor),
+        "tokenizer_fingerprint": backbone.encoder.tokenizer_fingerprint(),
+        "image_fingerprint": backbone.encoder.image_fingerprint(),
         "max_length": backbone.encoder.max_length,
         "splits": {split: len(examples) for split, examples in splits.items()},
         "settings": deciding,

@@ -14,6 +14,7 @@ its imports. On a GPU, the shape of LLaVA-1.5-7B with LoRA in bfloat16 (two mode
 """
 
 import contextlib
+import gc
 import io
 import random
 import string
@@ -278,10 +279,11 @@ def compare_memory(folder: Path, settings: Namespace) -> dict[str, dict[str, flo
 def memory(folder: Path, side: str, settings: Namespace, heap: bool) -> float:
     if settings.device == "cpu":
         return peak(train, str(folder), side, settings, prepare=prepare, heap=heap)
-    torch.cuda.empty_cache()
+    gc.collect()
     torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()  # by the threads that sleep
     train(str(folder), side, settings)
-    return torch.cuda.max_memory_allocated() / 2**20
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
 def prepare() -> None:

@@ -287,3 +287,19 @@ def test_groups_are_names_and_may_be_empty(encoder, examples):
     few = [replace(examples[0], group="one"), examples[1]]
     batch = encoder.batch(few, ("target", "group"))
     assert batch.groups == ("one", few[1].group) and batch.to("cpu").groups == batch.groups
+
+
+def test_an_encoder_is_known_by_its_words_and_by_what_it_does_to_pictures():
+    first, second = Encoder.load("scenes-vlm"), Encoder.load("scenes-vlm-1")
+    both = [(each.tokenizer_fingerprint(), each.image_fingerprint()) for each in (first, second)]
+    assert both[0] == both[1] and len(both[0][0]) == 16
+    second.image_processor.image_mean = [0.4, 0.5, 0.5]
+    assert second.tokenizer_fingerprint() == both[0][0] and second.image_fingerprint() != both[0][1]
+    for change in (
+        lambda encoder: setattr(encoder.processor, "chat_template", encoder.processor.chat_template + " "),
+        lambda encoder: encoder.tokenizer.add_tokens(["unheard-of"]),
+        lambda encoder: setattr(encoder, "first_token", "<s>" if not encoder.first_token else ""),
+    ):
+        other = Encoder.load("scenes-vlm")
+        change(other)
+        assert other.tokenizer_fingerprint() != both[0][0] and other.image_fingerprint() == both[0][1]

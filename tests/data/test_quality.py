@@ -1,13 +1,10 @@
-"""How right an answer is: told from the scene, whatever the conversation says; and what of a processor counts."""
+"""How right an answer is: told from the scene, whatever the conversation says."""
 
 import pytest
-from transformers import AutoProcessor
 
-from alignlab.backbones import Encoder
 from alignlab.batch import Example, Turn
 from alignlab.data import AlignmentData, Scenes
 from alignlab.data.comparing import agreement
-from alignlab.data.identity import processor_fingerprint
 from alignlab.data.scenes.language import describe, summarize
 
 SIZES = {"num_train": 40, "num_val": 4, "num_test": 1, "num_compositional": 1}
@@ -98,16 +95,3 @@ def test_other_data_know_nothing():
     lab = Scenes(**SIZES)
     alien = Example("a", (Turn("user", ("what is the weather ?",)),))
     assert lab.quality(alien, "fine") is None
-
-
-def test_a_processor_is_known_by_what_it_is_made_from(tmp_path):
-    processor = Encoder.load("scenes-vlm").processor
-    processor.save_pretrained(tmp_path)
-    fingerprint = processor_fingerprint(processor)
-    copy = AutoProcessor.from_pretrained(tmp_path)
-    assert processor_fingerprint(copy) == fingerprint
-    copy.image_processor.image_mean = [0.4, 0.5, 0.5]
-    assert processor_fingerprint(copy) != fingerprint
-    other = AutoProcessor.from_pretrained(tmp_path)
-    other.chat_template = (other.chat_template or other.tokenizer.chat_template) + " "
-    assert processor_fingerprint(other) != fingerprint
