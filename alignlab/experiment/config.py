@@ -13,9 +13,10 @@ from jsonargparse import ArgumentParser, Namespace
 from alignlab.errors import InputError
 from alignlab.experiment.catalogue import kinds, own_sources, search
 from alignlab.experiment.commands import data_path, script_sources
+from alignlab.experiment.consistency import required_fields
 from alignlab.experiment.listing import describe_objectives
 from alignlab.experiment.reading import dump, merge, place_of, places, read
-from alignlab.experiment.resolving import STAGE, TRAINER_REFUSED, ConfigError, WandbSettings, required_fields, resolve
+from alignlab.experiment.resolving import TRAINER_REFUSED, ConfigError, WandbSettings, resolve
 from alignlab.experiment.wording import condensed
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from alignlab.objectives import Objective, Optimization
 
 __all__ = [
-    "STAGE",
     "ConfigError",
     "Experiment",
     "WandbSettings",

@@ -23,7 +23,7 @@ from alignlab.data.base import AlignmentData, Split
 from alignlab.errors import InputError
 from alignlab.experiment.annotations import WIDTH, annotations, places
 from alignlab.experiment.config import instantiate
-from alignlab.experiment.resolving import outlined
+from alignlab.experiment.stages import outlined
 
 NUM_MEASURED = 200
 """Training examples whose lengths are measured."""

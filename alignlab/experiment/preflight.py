@@ -11,7 +11,7 @@ from alignlab.backbones import PARTS, DualEncoder, open_backbone, open_encoder
 from alignlab.data.base import ShuffledBatches, check_supplies
 from alignlab.errors import InputError
 from alignlab.experiment.config import Experiment, instantiate
-from alignlab.experiment.resolving import named_stages, outlined
+from alignlab.experiment.stages import named_stages, outlined
 
 SAMPLE = 64
 """Examples whose lengths are checked."""

@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ from lightning.pytorch import seed_everything
 from alignlab.backbones import Backbone, DualEncoder, open_backbone
 from alignlab.errors import InputError
 from alignlab.experiment import record
-from alignlab.experiment.config import STAGE, digest, dump, instantiate, read
+from alignlab.experiment.config import digest, dump, instantiate, read
 from alignlab.experiment.preflight import preflight
+from alignlab.experiment.stages import with_stages
 from alignlab.experiment.training import OnProgress, Progress, build_pairs, device_of, evaluate, train_and_judge
 
 
@@ -68,8 +69,8 @@ def _run_one(config: dict[str, Any], folders: Mapping[str, Path], output: Path, 
 
 def _located(config: dict[str, Any], folders: Mapping[str, Path]) -> dict[str, Any]:
     """The config with what earlier stages wrote in place of their names."""
-    located = {"backbone": _with_stages(config["backbone"], lambda name: folders[name] / "backbone")}
-    located |= {key: _with_stages(config[key], lambda name: folders[name] / "pairs") for key in ("data", "evaluators")}
+    located = {"backbone": with_stages(config["backbone"], lambda name: folders[name] / "backbone")}
+    located |= {key: with_stages(config[key], lambda name: folders[name] / "pairs") for key in ("data", "evaluators")}
     return {**config, **located, "stages": {}}
 
 
@@ -78,7 +79,7 @@ def _stage_folders(stages: Mapping[str, Any], parent: Path, by_content: bool) ->
     folders: dict[str, Path] = {}
     for name, stage in stages.items():
         named = {
-            key: _with_stages(stage[key], lambda name: folders[name].name) for key in ("backbone", "data", "evaluators")
+            key: with_stages(stage[key], lambda name: folders[name].name) for key in ("backbone", "data", "evaluators")
         }
         folders[name] = parent / (f"{name}-{digest({**stage, **named})}" if by_content else name)
     return folders
@@ -149,17 +150,6 @@ def _folders_of(run_directory: Path, config: dict[str, Any]) -> dict[str, Path]:
     file = run_directory / "stages.json"
     places = json.loads(file.read_text()) if file.exists() else {name: f"stages/{name}" for name in config["stages"]}
     return {name: run_directory / place for name, place in places.items()}
-
-
-def _with_stages(value: Any, place: Callable[[str], Path | str]) -> Any:
-    """Replace each ``stage:NAME`` in settings."""
-    if isinstance(value, str) and value.startswith(STAGE):
-        return str(place(value.removeprefix(STAGE)))
-    if isinstance(value, dict):
-        return {key: _with_stages(item, place) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_with_stages(item, place) for item in value]
-    return value
 
 
 def quiet_libraries() -> None:

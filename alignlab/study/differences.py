@@ -7,12 +7,14 @@ from typing import Any
 def differences(config: dict[str, Any], reference: dict[str, Any], written: Collection[str]) -> dict[str, Any]:
     """Keys of one resolved config whose values are not the reference's; None for keys that only the reference has.
 
-    Where a class was replaced, of its arguments only those that were written are given.
+    Where a class was replaced, of its arguments only those that were written are given; where a part is gone, it alone.
     """
     ours, theirs = dict(leaves(config)), dict(leaves(reference))
     changed = {key: value for key, value in ours.items() if key not in theirs or theirs[key] != value}
     changed |= dict.fromkeys(key for key in theirs if key not in ours)
-    return {key: value for key, value in changed.items() if key in written or not _below(key, changed)}
+    return {
+        key: value for key, value in changed.items() if (key in written and key in ours) or not _below(key, changed)
+    }
 
 
 def _below(key: str, changed: Collection[str]) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 from alignlab.errors import InputError
 from alignlab.experiment.reading import merge, parse_override, put, show
 from alignlab.experiment.reading import read as read_experiment
-from alignlab.experiment.resolving import STAGE
+from alignlab.experiment.stages import STAGE
 from alignlab.study.file import Start, StudyFile, files
 
 

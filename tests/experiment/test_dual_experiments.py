@@ -9,8 +9,8 @@ from alignlab.backbones import PARTS, DualEncoder, open_backbone
 from alignlab.experiment.config import ConfigError, digest, resolve
 from alignlab.experiment.inspect import inspect
 from alignlab.experiment.preflight import preflight
-from alignlab.experiment.resolving import outlined
 from alignlab.experiment.run import evaluate_run, run
+from alignlab.experiment.stages import outlined
 from alignlab.objectives import CLIP, SigLIP
 
 
