@@ -1,10 +1,12 @@
 """answers: two answers to each prompt, in one sequence that holds prompt and pictures once where that is exact."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from alignlab.batch import Tokens
 
@@ -17,8 +19,8 @@ class Answers:
         sequences: One, whose rows are ``[prompt | chosen | rejected]``, or two: the chosen answers' and the others'.
         logits_at: For each, (B, T) bool, the states that predict a token of an answer; M in all.
         states: (K,) long, for each token of an answer its state among the M; the first tokens of a pair share one.
+            First the tokens of the chosen answers, row by row, then those of the rejected ones.
         targets: (K,) long, the tokens.
-        owners: (K,) long in [0, 2 B), the row of its pair, and B more for a rejected answer.
         lengths: (2, B) long, tokens of the chosen and of the rejected answers.
     """
 
@@ -26,8 +28,14 @@ class Answers:
     logits_at: tuple[Tensor, ...]
     states: Tensor
     targets: Tensor
-    owners: Tensor
     lengths: Tensor
+
+    def sums(self, values: Tensor) -> Tensor:
+        """The sums (2, B) over the tokens of each answer of values (K,), added up in the same order each time."""
+        counts = self.lengths.flatten()[:, None]  # (2 B, 1)
+        place = torch.arange(int(counts.max()), device=values.device)
+        padded = values.new_zeros(len(counts), len(place)).masked_scatter(place < counts, values)
+        return padded.sum(1).view_as(self.lengths)
 
 
 def apart(chosen: Tokens, rejected: Tokens, prompt_lengths: Tensor) -> Answers:
@@ -38,13 +46,12 @@ def apart(chosen: Tokens, rejected: Tokens, prompt_lengths: Tensor) -> Answers:
     """
     sides = (chosen, rejected)
     scored = [_scored(tokens, prompt_lengths) for tokens in sides]  # (B, T) each
-    owners = torch.cat([_rows(of) + side * len(of) for side, of in enumerate(scored)])
+    targets = torch.cat([tokens.input_ids[of] for tokens, of in zip(sides, scored, strict=True)])
     return Answers(
         sequences=sides,
         logits_at=tuple(_before(of) for of in scored),
-        states=torch.arange(len(owners), device=owners.device),
-        targets=torch.cat([tokens.input_ids[of] for tokens, of in zip(sides, scored, strict=True)]),
-        owners=owners,
+        states=torch.arange(len(targets), device=targets.device),
+        targets=targets,
         lengths=torch.stack([of.sum(1) for of in scored]),
     )
 
@@ -103,48 +110,65 @@ def joined(
     answered = (place >= prompt_lengths[:, None]) & there
     last = (place == end[:, None] - 1) | (place == lengths[:, None] - 1)
     at = (place == prompt_lengths[:, None] - 1) & (lengths > prompt_lengths)[:, None] | answered & ~last
-    starts = (prompt_lengths[:, None], end[:, None])
-    sides = [answered & ~second, answered & second]
     number = at.flatten().cumsum(0).view(at.shape) - 1
-    states = []
-    for side, start in zip(sides, starts, strict=True):
-        before = torch.where(place == start, starts[0], place) - 1
+    sides, states = [answered & ~second, answered & second], []
+    for side, start in zip(sides, (prompt_lengths, end), strict=True):
+        before = torch.where(place == start[:, None], prompt_lengths[:, None], place) - 1
         states.append(number.gather(1, before.clamp(min=0))[side])
     return Answers(
         sequences=(joint,),
         logits_at=(at,),
         states=torch.cat(states),
         targets=torch.cat([joint.input_ids[side] for side in sides]),
-        owners=torch.cat([_rows(side) + number * len(side) for number, side in enumerate(sides)]),
         lengths=torch.stack([side.sum(1) for side in sides]),
     )
 
 
-def joinable(chosen: Tokens, rejected: Tokens, prompt_lengths: Tensor) -> bool:
-    """Whether the sequences say so: one prompt, with all of the pictures, and no rules of who looks at whom."""
-    if "token_type_ids" in chosen.vision:  # parts of the prompt look at what comes after them
-        return False
-    scored = [_scored(tokens, prompt_lengths) for tokens in (chosen, rejected)]
-    prompts = [
-        tokens.input_ids[tokens.attention_mask.bool() & ~of]
-        for tokens, of in zip((chosen, rejected), scored, strict=True)
-    ]
+def one_prompt(chosen: Tokens, rejected: Tokens, prompt_lengths: Tensor) -> bool:
+    """Whether both sequences begin with the same tokens, and pictures are there alone."""
+    sides = (chosen, rejected)
+    scored = [_scored(tokens, prompt_lengths) for tokens in sides]
+    prompts = [tokens.input_ids[tokens.attention_mask.bool() & ~of] for tokens, of in zip(sides, scored, strict=True)]
     shown = (chosen.image_mask & scored[0]).any() | (rejected.image_mask & scored[1]).any()
     return torch.equal(*prompts) and not bool(shown | (prompt_lengths < 1).any())
 
 
-def trial(pad_id: int, device: torch.device, dtype: torch.dtype) -> tuple[Answers, Answers]:
-    """A pair of texts in one sequence and in two, to see whether a model makes the same of them."""
+def takes_masks(mask: Tensor, given: list[Tensor | None]) -> bool:
+    """Whether a decoder's parts were given this mask (B, 1, T, T) of who looks at whom."""
+    wanted = _visible(mask)
+    return bool(given) and all(each is not None and torch.equal(_visible(each), wanted) for each in given)
 
-    def text(*ids: int) -> Tokens:
-        input_ids = torch.tensor([ids], device=device)
-        nothing = torch.zeros_like(input_ids, dtype=torch.bool)
-        return Tokens(input_ids, torch.ones_like(input_ids), input_ids, nothing, {}, torch.zeros(1, dtype=torch.long))
 
-    prompt = (pad_id, 0, 1, 2)
-    sides, length = (text(*prompt, 3, 4, 5), text(*prompt, 5, 3)), torch.tensor([len(prompt)], device=device)
-    positions = tuple(torch.arange(tokens.input_ids.shape[1], device=device)[None] for tokens in sides)
-    return joined(*sides, length, positions, pad_id, dtype), apart(*sides, length)
+def is_causal(tokens: Tokens, given: list[Tensor | None]) -> bool:
+    """Whether masks that a decoder made say no more than that tokens look back, at real ones."""
+    real = tokens.attention_mask.bool()
+    row = torch.arange(real.shape[1], device=real.device)
+    wanted = (row <= row[:, None]) & real[:, None, :]  # (B, T, T)
+    masks = [_visible(each).expand(len(real), -1, -1, -1)[:, 0] for each in given if each is not None]
+    # Who looks from padding is of no account. Without a mask, attention is causal.
+    return bool(given) and all(torch.equal(mask & real[..., None], wanted & real[..., None]) for mask in masks)
+
+
+@contextmanager
+def masks_given(decoder: nn.Module) -> Iterator[list[Tensor | None]]:
+    """The attention masks that the decoder's parts are given, while this is open."""
+    given: list[Tensor | None] = []
+
+    def note(module: nn.Module, arguments: Any, named: dict[str, Any]) -> None:
+        if "attention_mask" in named:
+            given.append(named["attention_mask"])
+
+    parts = [module for module in decoder.modules() if module is not decoder]
+    hooks = [module.register_forward_pre_hook(note, with_kwargs=True) for module in parts]
+    try:
+        yield given
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _visible(mask: Tensor) -> Tensor:
+    return mask if mask.dtype == torch.bool else mask == 0
 
 
 def _blocks(place: Tensor, prompt_lengths: Tensor, end: Tensor, lengths: Tensor, dtype: torch.dtype) -> Tensor:
@@ -171,7 +195,3 @@ def _scored(tokens: Tokens, prompt_lengths: Tensor) -> Tensor:
 def _before(scored: Tensor) -> Tensor:
     """The places right before those, (B, T) bool."""
     return torch.cat([scored[:, 1:], torch.zeros_like(scored[:, :1])], 1)
-
-
-def _rows(mask: Tensor) -> Tensor:
-    return mask.nonzero()[:, 0]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 
 from alignlab.backbones import blind
-from alignlab.backbones.answers import Answers, apart, joinable, joined, trial
+from alignlab.backbones.answers import Answers, apart, is_causal, joined, masks_given, one_prompt, takes_masks
 from alignlab.backbones.encoding import Encoder
 from alignlab.backbones.parted import PARTS, Attention, Dtype, Part, Parted, evaluating
 from alignlab.backbones.reading import random_model, read_model
@@ -132,15 +132,17 @@ class Backbone(Parted):
 
         Args:
             chosen: Prompts with the one answer at their end.
-            rejected: The same prompts with the other.
+            rejected: The same prompts, and pictures, with the other.
             prompt_lengths: (B,) long, real tokens before the answers.
         """
         reach = blind.horizon(self.model.get_decoder())
         width = chosen.input_ids.shape[1] + rejected.input_ids.shape[1]
-        if (reach is None or width <= reach) and joinable(chosen, rejected, prompt_lengths) and self._joins:
-            positions = self._positions(chosen), self._positions(rejected)
-            return joined(chosen, rejected, prompt_lengths, positions, self.encoder.pad_id, self.model.dtype)
-        return apart(chosen, rejected, prompt_lengths)
+        two = apart(chosen, rejected, prompt_lengths)
+        if (reach is not None and width > reach) or not one_prompt(chosen, rejected, prompt_lengths):
+            return two
+        positions = self._positions(chosen), self._positions(rejected)
+        one = joined(chosen, rejected, prompt_lengths, positions, self.encoder.pad_id, self.model.dtype)
+        return one if self._joins(one, two) else two
 
     def answer_logps(self, answers: Answers, *, features: Any = None) -> Tensor:
         """Log-probabilities of the chosen and of the rejected answers, (2, B), sums in nats; 0 of an empty one.
@@ -152,10 +154,8 @@ class Backbone(Parted):
         """
         passes = zip(answers.sequences, answers.logits_at, strict=True)
         states = torch.cat([self.hidden(tokens, features=features)[at] for tokens, at in passes])
-        logits = upcast(self._head(states))  # (M, V)
-        logps = logits[answers.states, answers.targets] - logits.logsumexp(-1)[answers.states]
-        sums = logps.new_zeros(answers.lengths.numel()).index_add(0, answers.owners, logps)
-        return sums.view_as(answers.lengths)
+        logits = self._wide_logits(states)  # (M, V)
+        return answers.sums(logits[answers.states, answers.targets] - logits.logsumexp(-1)[answers.states])
 
     def label_logits(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """The logit of one token each, (...), of states (..., D) and ids (...), without those of the others.
@@ -230,9 +230,13 @@ class Backbone(Parted):
         last = length - 1 - tokens.attention_mask.flip(1).argmax(1)
         return self.hidden(tokens)[torch.arange(len(tokens), device=last.device), last]
 
-    @torch.no_grad()
     def generate(self, tokens: Tokens, *, max_new_tokens: int) -> list[str]:
         """Greedy answers to prompts padded on the left (``encoder.prompts``), special tokens stripped."""
+        return self.encoder.decode(self.generate_ids(tokens, max_new_tokens=max_new_tokens))
+
+    @torch.no_grad()
+    def generate_ids(self, tokens: Tokens, *, max_new_tokens: int) -> Tensor:
+        """The tokens of greedy answers, (B, L) long; behind an answer's end there is padding."""
         ids = self.model.generate(
             input_ids=tokens.input_ids,
             attention_mask=tokens.attention_mask,
@@ -241,7 +245,13 @@ class Backbone(Parted):
             pad_token_id=self.encoder.pad_id,
             **tokens.vision,
         )
-        return self.encoder.decode(ids[:, tokens.input_ids.shape[1] :])
+        return ids[:, tokens.input_ids.shape[1] :]
+
+    def ended(self, ids: Tensor) -> Tensor:
+        """Whether generated answers (B, L) came to their end, (B,) bool, or were cut at the length they may have."""
+        ends = self.model.generation_config.eos_token_id
+        ends = self.encoder.tokenizer.eos_token_id if ends is None else ends
+        return torch.isin(ids, torch.tensor(ends, device=ids.device)).any(1)
 
     def save(self, folder: Path | str, *, dtype: Dtype | None = None) -> None:
         """Write a directory that plain transformers loads (safetensors), in ``dtype`` if given."""
@@ -274,15 +284,38 @@ class Backbone(Parted):
             finally:
                 hook.remove()
 
-    @cached_property
-    def _joins(self) -> bool:
-        """Whether the model makes the same of two answers in one sequence as of two sequences."""
-        if self.model.get_decoder().config._attn_implementation not in ("sdpa", "eager"):
+    def _joins(self, one: Answers, two: Answers) -> bool:
+        """Whether the decoder heeds the masks of sequences with both answers, and has no rules of its own besides.
+
+        Found out once for texts and once for pictures, in each mode, by what its parts are given.
+        """
+        decoder, kind = self.model.get_decoder(), (bool(one.sequences[0].image_mask.any()), self.training)
+        if decoder.config._attn_implementation not in ("sdpa", "eager"):
             return False
-        with evaluating(self), torch.no_grad():
-            one, two = (self.answer_logps(each) for each in trial(self.encoder.pad_id, self.device, self.model.dtype))
-        tolerance = 1e-3 if self.model.dtype in (torch.float32, torch.float64) else 5e-2
-        return torch.allclose(one, two, rtol=tolerance, atol=tolerance)
+        if kind not in self._joinable:
+            with torch.no_grad(), torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+                with masks_given(decoder) as given:
+                    self.hidden(one.sequences[0])
+                heeded = takes_masks(one.sequences[0].attention_mask, given)
+                with masks_given(decoder) as given:
+                    self.hidden(two.sequences[0])
+            self._joinable[kind] = heeded and is_causal(two.sequences[0], given)
+        return self._joinable[kind]
+
+    @cached_property
+    def _joinable(self) -> dict[tuple[bool, bool], bool]:
+        return {}
+
+    def _wide_logits(self, states: Tensor) -> Tensor:
+        """Logits in float32 or the states' wider type, in which a plain head multiplies, too: half loses too much."""
+        head = self.model.get_output_embeddings()
+        if type(head) is not nn.Linear:  # an adapter's, say
+            return upcast(self._head(states))
+        with torch.autocast(states.device.type, enabled=False):
+            if head.weight.dtype == upcast(states).dtype:
+                return self._head(upcast(states))
+            bias = None if head.bias is None else upcast(head.bias)
+            return self._capped(nn.functional.linear(upcast(states), upcast(head.weight), bias))
 
     @cached_property
     def _image_arguments(self) -> frozenset[str]:

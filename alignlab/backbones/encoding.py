@@ -89,7 +89,8 @@ class Encoder(Batching):
 
         Raises:
             InputError: An example lacks one, ``max_length`` would cut a picture or leave nothing to train on (but of
-                pairs, which are then nothing to their objective), or there are not as many roles as words.
+                pairs, which are then nothing to their objective), there are not as many roles as words, or one of a
+                pair's answers is missing or holds a picture.
         """
         for name in ("roles", "rejected"):
             if name in sequences and "conversation" not in sequences:
@@ -115,18 +116,16 @@ class Encoder(Batching):
         Prompts and their pictures are processed once. Where ``max_length`` leaves nothing of an answer, there is none
         of its labels.
         """
+        for example in examples:
+            _check_answers(example)
         rows = self._rows([(e.id, e.conversation) for e in examples])
         others = self._rows([(e.id, (*e.conversation[:-1], Turn("assistant", e.rejected))) for e in examples])
         encoded = self._process(rows)
-        if all(len(other.images) == len(row.images) for row, other in zip(rows, others, strict=True)):
-            answers = self.tokenizer([row.segments[-1][0] for row in others], add_special_tokens=False)["input_ids"]
-            exchanged = _exchanged(encoded, [len(row.segments) for row in rows], answers)
-        else:  # a rejected answer shows pictures itself
-            exchanged = self._process(others)
+        answers = self.tokenizer([row.segments[-1][0] for row in others], add_special_tokens=False)["input_ids"]
+        exchanged = _exchanged(encoded, [len(row.segments) for row in rows], answers)
         sides = [(rows, encoded), (others, exchanged)]
         conversation, rejected = (self._tokens(*side, self.padding_side) for side in sides)
-        if rejected.num_images.equal(conversation.num_images):
-            rejected = replace(rejected, vision={**conversation.vision, **rejected.along()})
+        rejected = replace(rejected, vision={**conversation.vision, **rejected.along()})
         lengths = [_lengths(*side) for side in sides]
         return {
             "conversation": conversation,
@@ -172,11 +171,14 @@ class Encoder(Batching):
         """16 hexadecimal characters of what decides which tokens a conversation is."""
         model = getattr(self.tokenizer, "backend_tokenizer", None)
         words = self.tokenizer.get_vocab() if model is None else model.to_str()
-        return _digest([words, self.tokenizer.chat_template, self.processor.chat_template, self.first_token])
+        templates = [self.tokenizer.chat_template, self.processor.chat_template, self.first_token]
+        return _digest([words, self.tokenizer.special_tokens_map, *templates])
 
     def image_fingerprint(self) -> str:
-        """16 hexadecimal characters of what decides what the vision tower sees of a picture."""
-        return _digest(self.image_processor.to_dict())
+        """16 hexadecimal characters of what decides what the vision tower sees of a picture, and as how many tokens."""
+        plain = (str, int, float, bool, type(None))
+        own = {name: value for name, value in vars(self.processor).items() if isinstance(value, plain)}
+        return _digest([self.image_processor.to_dict(), own | {"chat_template": None}])
 
     def decode(self, ids: Tensor) -> list[str]:
         """Text of generated ids (B, L), special tokens stripped."""
@@ -295,6 +297,15 @@ class Encoder(Batching):
 
 def _digest(value: Any) -> str:
     return hashlib.blake2b(json.dumps(value, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
+
+
+def _check_answers(example: Example) -> None:
+    """Raise InputError where an example has not two answers in words to one prompt."""
+    if not example.conversation or example.conversation[-1].role != "assistant":
+        raise InputError(f"example {example.id!r} ends without an answer, of which the rejected one takes the place")
+    shown = (*example.conversation[-1].content, *example.rejected)
+    if not all(isinstance(part, str) for part in shown):
+        raise InputError(f"example {example.id!r} has a picture in one of its two answers; those are compared in words")
 
 
 def _lengths(rows: Sequence[_Row], encoded: Mapping[str, Any]) -> list[list[int]]:

@@ -96,7 +96,19 @@ def make_case(
     backbone = open_backbone(path, text_tower=path if dual else None, dtype="float64")
     make_exact(backbone.model)
     adapter.apply(backbone)
-    return Case(make(backbone).double(), list(examples), folder)
+    objective = make(backbone).double()
+    _move(objective)
+    return Case(objective, list(examples), folder)
+
+
+def _move(objective: Objective) -> None:
+    """Let what trains be a little way from where it began, to which some objectives relate it: so do most of its steps.
+
+    Draws from torch's global generator.
+    """
+    for parameter in objective.parameters():
+        if parameter.requires_grad:
+            parameter.data *= 1 + 0.1 * torch.randn_like(parameter)
 
 
 def trace(objective: Objective, batch: Batch) -> Trace:

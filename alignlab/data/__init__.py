@@ -1,4 +1,4 @@
-"""What is learned from: data modules that yield Examples, and what spoils their pictures."""
+"""What is learned from: data modules that yield Examples, and what corrupts their pictures."""
 
 from alignlab.data.base import AlignmentData, Split
 from alignlab.data.coco import CocoJson

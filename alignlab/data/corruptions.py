@@ -52,7 +52,8 @@ class DiffusionNoise(Corruption):
     """The noise of a diffusion model's forward process, on the normalised pixels: SeVa's.
 
     Source: Zhu et al. 2024 (SeVa), https://arxiv.org/abs/2404.10501, and data/step2/generate_with_aug.py of its code,
-    whose noise has no seed.
+    whose noise has no seed. Of a processor that flattens pictures to patches (Qwen-VL's), which has each patch twice,
+    both get noise of their own.
 
     Args:
         step: How far, 0 <= step < num_steps; SeVa has 500 and 800.

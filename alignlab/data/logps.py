@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 
@@ -24,6 +25,10 @@ from alignlab.errors import InputError
 FORMAT, VERSION = "alignlab answer logps", "1"
 
 
+Row = tuple[str, Sequence[float], int]
+"""An example's id, the log-probabilities of its chosen and of its rejected answer, and a number for their texts."""
+
+
 class AnswerLogps:
     """Log-probabilities of answers, found by the example's id.
 
@@ -38,36 +43,37 @@ class AnswerLogps:
         self.path = folder / f"{digest}.safetensors"
         self.rows: dict[str, int] = {}
 
-    def write(self, rows: Iterator[tuple[str, Tensor]]) -> None:
-        """Fill the file unless it is there, while others who want to fill it wait.
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """While others who want to fill the file wait."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with (self.path.parent / f".{self.path.name}.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
-        Args:
-            rows: Ids and (2,) log-probabilities; not begun where the file is there.
+    def fill(self, rows: Sequence[Row]) -> None:
+        """Take rows instead of reading the file.
 
         Raises:
             InputError: Two examples have one id.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with (self.path.parent / f".{self.path.name}.lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if self.path.exists():
-                return
-            ids, values = zip(*rows, strict=True)
-            if len(set(ids)) != len(ids):
-                twin = next(id for index, id in enumerate(ids) if id in ids[:index])
-                raise InputError(
-                    f"several examples are called {twin!r}; cached log-probabilities are found by id, which must then "
-                    "be unique in both splits together"
-                )
-            metadata = {
-                "format": FORMAT,
-                "version": VERSION,
-                "made_of": json.dumps(self.made_of),
-                "ids": json.dumps(ids),
-            }
-            partial = self.path.with_name(f".{self.path.name}.partial")
-            save_file({"logps": torch.stack(values)}, partial, metadata)
-            os.replace(partial, self.path)
+        self.rows = {id: place for place, (id, _, _) in enumerate(rows)}
+        if len(self.rows) < len(rows):
+            twin = next(id for place, (id, _, _) in enumerate(rows) if self.rows[id] != place)
+            raise InputError(
+                f"several examples are called {twin!r}; cached log-probabilities are found by id, which must then be "
+                "unique in both splits together"
+            )
+        self.values = torch.tensor([logps for _, logps, _ in rows])
+        self.contents = torch.tensor([content for _, _, content in rows])
+
+    def save(self) -> None:
+        """Write the file."""
+        metadata = {"format": FORMAT, "version": VERSION}
+        metadata |= {"made_of": json.dumps(self.made_of), "ids": json.dumps(list(self.rows))}
+        partial = self.path.with_name(f".{self.path.name}.partial")
+        save_file({"logps": self.values, "contents": self.contents}, partial, metadata)
+        os.replace(partial, self.path)
 
     def read(self) -> None:
         """Load the file.
@@ -77,7 +83,8 @@ class AnswerLogps:
         """
         try:
             with safe_open(self.path, framework="pt") as file:
-                metadata, self.values = file.metadata() or {}, file.get_tensor("logps")
+                metadata = file.metadata() or {}
+                self.values, self.contents = file.get_tensor("logps"), file.get_tensor("contents")
         except (OSError, SafetensorError) as error:
             raise InputError(f"{self.path} cannot be read: {error}; remove it to have it computed again") from None
         made_of = json.loads(metadata.get("made_of", "{}"))
@@ -88,15 +95,22 @@ class AnswerLogps:
             )
         self.rows = {id: row for row, id in enumerate(json.loads(metadata["ids"]))}
 
-    def of(self, ids: Sequence[str]) -> Tensor:
-        """Those of some examples, (2, B).
+    def of(self, ids: Sequence[str], contents: Tensor) -> Tensor:
+        """Those of some examples, (2, B), where their texts' numbers are.
+
+        Args:
+            contents: (B,) long, numbers for the texts that the log-probabilities are wanted of.
 
         Raises:
-            InputError: There are none of an example.
+            InputError: There are none of an example, or they are of another text.
         """
         if lacking := [id for id in ids if id not in self.rows]:
             raise InputError(f"{self.path} has no log-probabilities of example {lacking[0]!r}; remove it")
-        return self.values[[self.rows[id] for id in ids]].T
+        rows = torch.tensor([self.rows[id] for id in ids])
+        if not torch.equal(self.contents[rows], contents.cpu()):
+            other = ids[int((self.contents[rows] != contents.cpu()).nonzero()[0])]
+            raise InputError(f"{self.path} was made of other texts of example {other!r}; remove it")
+        return self.values[rows].T.to(contents.device)
 
 
 def pair_hashes(data: AlignmentData) -> str:

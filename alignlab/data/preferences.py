@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from alignlab.backbones.pictures import open_image
 from alignlab.batch import Example, Part, Turn
 from alignlab.data.base import AlignmentData, Split
+from alignlab.data.files import check_pictures
 from alignlab.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,6 +32,10 @@ NEEDED = (
 )
 
 
+_Named = tuple[str | None, bool]
+"""The name of a picture, and whether it is a file of that name."""
+
+
 class Preferences(AlignmentData):
     """Pairs as TRL's trainers read them: ``images`` (or ``image``), ``prompt``, ``chosen``, ``rejected``.
 
@@ -44,9 +49,9 @@ class Preferences(AlignmentData):
     for the prompt (RLAIF-V), and ``text``, JSON of question, chosen and rejected (RLHF-V). Each side has to be one
     answer of the assistant.
 
-    All texts are checked at the start; a picture is decoded when a batch needs it. Pairs whose sides are the same but
-    for white space teach nothing and are dropped, with one warning that counts them. Where there is no validation
-    split, a hash of the first picture's name draws it (of the row's id, where pictures have no names), so rows of one
+    All texts are checked at the start; a picture is decoded when a batch needs it. Pairs whose sides are the same
+    teach nothing and are dropped, with one warning that counts them. Where there is no validation split, a hash of the
+    first picture's name draws it (of the row's id, where pictures have no names, or one and the same), so rows of one
     picture share a split. An id that comes again is numbered (``7``, ``7#2``).
 
     Args:
@@ -102,27 +107,29 @@ class _Table:
         Args:
             seen: The ids of earlier splits; takes these.
         """
-        faults, pairs = [], []
-        for index, (row, names) in enumerate(self._texts()):
-            id = str(row["id"]) if row.get("id") is not None else f"row-{sum(seen.values())}"
+        faults, pairs, files, before = [], [], set(), sum(seen.values())
+        for index, (row, pictures) in enumerate(self._texts()):
+            id = str(row["id"]) if row.get("id") is not None else f"row-{before + index}"
             seen[id] += 1
             id = id if seen[id] == 1 else f"{id}#{seen[id]}"
             try:
-                _, chosen, rejected = _read(row, [Path()] * len(names))
+                _, chosen, rejected = _read(row, [Path()] * len(pictures))
             except InputError as error:
                 faults.append(f"row {index} (id {id!r}): {error}")
                 continue
-            if chosen.split() == rejected.split():
+            files |= {name for name, is_file in pictures if is_file}
+            if chosen == rejected:
                 self.num_same += 1
             else:
-                pairs.append((index, id, (names[0] if names else None) or id))
+                pairs.append((index, id, (pictures[0][0] if pictures else None) or id))
         if faults:
             shown = [f"  {fault}" for fault in faults[:3]] + ([f"  and {len(faults) - 3} more"] if faults[3:] else [])
             raise InputError(f"{self.where}: {len(faults)} of {index + 1} rows are malformed\n" + "\n".join(shown))
+        check_pictures(self.folder, files)
         return pairs
 
-    def _texts(self) -> Iterator[tuple[dict[str, Any], list[str | None]]]:
-        """The texts of every row and the names of its pictures, whose bytes are left alone."""
+    def _texts(self) -> Iterator[tuple[dict[str, Any], list[_Named]]]:
+        """The texts of every row and what is known of its pictures, whose bytes are left alone."""
         texts = [name for name in TEXTS if name in self.rows.column_names]
         columns = [*texts, self.column] if self.column else texts
         for table in self.rows.select_columns(columns).with_format("arrow").iter(batch_size=1000):
@@ -226,18 +233,21 @@ def _undecoded(table: "Dataset", column: str | None) -> "Dataset":
     return table
 
 
-def _names(column: Any) -> list[list[str | None]]:
-    """For every row of an Arrow column of pictures, the names that these have; their bytes are not touched."""
+def _names(column: Any) -> list[list[_Named]]:
+    """For every row of an Arrow column of pictures, what is known of these; their bytes are not touched."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    rows: list[list[str | None]] = []
+    rows: list[list[_Named]] = []
     for chunk in column.chunks:
         listed = pa.types.is_list(chunk.type) or pa.types.is_large_list(chunk.type)
         values = pc.list_flatten(chunk) if listed else chunk.filter(chunk.is_valid())
-        names = iter((pc.struct_field(values, "path") if pa.types.is_struct(values.type) else values).to_pylist())
+        inside = pa.types.is_struct(values.type)
+        names = (pc.struct_field(values, "path") if inside else values).to_pylist()
+        is_file = pc.is_null(pc.struct_field(values, "bytes")).to_pylist() if inside else [True] * len(names)
+        known = iter(zip(names, is_file, strict=True))
         counts = pc.list_value_length(chunk).to_pylist() if listed else chunk.is_valid().to_pylist()
-        rows += [[next(names) for _ in range(count or 0)] for count in counts]
+        rows += [[next(known) for _ in range(count or 0)] for count in counts]
     return rows
 
 
@@ -316,6 +326,8 @@ def _answer(side: str, value: str | list[dict[str, Any]]) -> str:
 
 def _drawn(pairs: list[tuple[int, str, str]], val: float) -> tuple[list, list]:
     """Training and validation pairs, those of one key together; the order of the file stays."""
+    if len({key for _, _, key in pairs}) == 1:  # all pictures are called the same, so that their names say nothing
+        pairs = [(index, id, id) for index, id, _ in pairs]
     names = sorted({key for _, _, key in pairs}, key=lambda name: hashlib.sha256(name.encode()).digest())
     held_out = set(names[: math.ceil(val * len(names))])
     return [pair for pair in pairs if pair[2] not in held_out], [pair for pair in pairs if pair[2] in held_out]

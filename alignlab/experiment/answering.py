@@ -1,4 +1,4 @@
-"""answering: a backbone's answers to examples, with their pictures and with spoilt ones, kept as they come."""
+"""answering: a backbone's answers to examples, with their pictures and with corrupted ones, kept as they come."""
 
 import json
 import os
@@ -29,7 +29,9 @@ class Answer:
     Args:
         index: The example's place in its split.
         chosen: To the prompt as it is; None where it has no picture, so that nothing was asked.
-        rejected: To the prompt with its pictures spoilt.
+        rejected: To the prompt with its pictures corrupted.
+        chosen_cut: Whether the answer ended only because it may be no longer.
+        rejected_cut: Likewise.
     """
 
     split: Split
@@ -37,6 +39,8 @@ class Answer:
     id: str
     chosen: str | None = None
     rejected: str | None = None
+    chosen_cut: bool = False
+    rejected_cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,27 +53,29 @@ class Asking:
     max_new_tokens: int
     batch_size: int
 
-    def answers(self, asked: Sequence[tuple[str, Prompt]]) -> Iterator[tuple[str, str]]:
-        """Two answers each to prompts with pictures, of examples of these ids."""
+    def answers(self, asked: Sequence[tuple[str, Prompt]]) -> Iterator[tuple[tuple[str, str], tuple[bool, bool]]]:
+        """Two answers each to prompts with pictures, of examples of these ids, and whether each was cut."""
         encoder = self.backbone.encoder
         generators = [generator_for(self.seed, id) for id, _ in asked]
         prompts = [_opened(prompt) for _, prompt in asked]
         chosen = self._generate(encoder.prompts(prompts))
-        spoilt = [_spoilt(*each, self.corruption) for each in zip(prompts, generators, strict=True)]
-        tokens = encoder.prompts(spoilt)
+        others = [_changed(*each, self.corruption) for each in zip(prompts, generators, strict=True)]
+        tokens = encoder.prompts(others)
         if not self.corruption.is_after:
             rejected = self._generate(tokens)
         elif can_corrupt(tokens):
             rejected = self._generate(corrupted(tokens, self.corruption, generators))
         else:
             alone = (
-                [encoder.prompts([prompt]), generator] for prompt, generator in zip(spoilt, generators, strict=True)
+                [encoder.prompts([prompt]), generator] for prompt, generator in zip(others, generators, strict=True)
             )
             rejected = [self._generate(corrupted(one, self.corruption, [own]))[0] for one, own in alone]
-        return zip(chosen, rejected, strict=True)
+        for (one, one_cut), (other, other_cut) in zip(chosen, rejected, strict=True):
+            yield (one, other), (one_cut, other_cut)
 
-    def _generate(self, tokens: Any) -> list[str]:
-        return self.backbone.generate(tokens.to(self.backbone.device), max_new_tokens=self.max_new_tokens)
+    def _generate(self, tokens: Any) -> list[tuple[str, bool]]:
+        ids = self.backbone.generate_ids(tokens.to(self.backbone.device), max_new_tokens=self.max_new_tokens)
+        return list(zip(self.backbone.encoder.decode(ids), (~self.backbone.ended(ids)).tolist(), strict=True))
 
 
 def prompt_of(example: Example) -> Prompt:
@@ -93,7 +99,8 @@ def answer_split(
         said = asking.answers([(asked[place].id, prompt) for place, prompt in seen.items()]) if seen else ()
         pairs = dict(zip(seen, said, strict=True))
         for place, example in asked.items():
-            answer = Answer(split, place, example.id, *pairs.get(place, ()))
+            (chosen, rejected), cut = pairs.get(place, ((None, None), (False, False)))
+            answer = Answer(split, place, example.id, chosen, rejected, *cut)
             file.write(json.dumps(vars(answer)) + "\n")
         file.flush()
         on_progress(f"answering {split}", places.stop, len(examples))
@@ -152,7 +159,7 @@ def _opened(prompt: Prompt) -> Prompt:
     )
 
 
-def _spoilt(prompt: Prompt, generator: torch.Generator, corruption: Corruption) -> Prompt:
+def _changed(prompt: Prompt, generator: torch.Generator, corruption: Corruption) -> Prompt:
     """The same with other pictures; these are decoded."""
     return tuple(
         replace(

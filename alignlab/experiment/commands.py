@@ -37,7 +37,7 @@ GRACE_SECONDS = 10
 def words_of(command: str, folders: Sequence[str]) -> list[str]:
     """A command's words with its program and script in full, placeholders as they are; no shell ever sees them.
 
-    ``python`` is the running interpreter. The script is the first word that is a file in one of the folders, or in the
+    ``python`` is the running interpreter. A script, and a file of settings, is looked for in the folders, then in the
     current directory; so a config that names one beside it works from anywhere.
 
     Raises:
@@ -54,10 +54,10 @@ def words_of(command: str, folders: Sequence[str]) -> list[str]:
         raise InputError(f"there is no placeholder {{{unknown[0]}}}; there is {known}")
     if "output" not in named:
         raise InputError("it must say {output}, the directory that it has to leave the model in")
-    found = script_of(words, folders)
-    if found is not None:
-        words[found[0]] = str(found[1])
-    elif scripts := [word for word in words if word.endswith(SCRIPTS)]:
+    found = files_of(words, folders)
+    for place, file in found.items():
+        words[place] = str(file)
+    if not found and (scripts := [word for word in words if word.endswith(SCRIPTS)]):
         where = ", ".join(dict.fromkeys((*folders, str(Path.cwd()))))
         raise InputError(f"there is no file {scripts[0]} (looked for in {where})")
     words[0] = sys.executable if words[0] == "python" else words[0]
@@ -67,36 +67,38 @@ def words_of(command: str, folders: Sequence[str]) -> list[str]:
     return words
 
 
-def script_of(words: Sequence[str], folders: Sequence[str]) -> tuple[int, Path] | None:
-    """The place of the first word that is a file in one of the folders or the current directory, and the file."""
+def files_of(words: Sequence[str], folders: Sequence[str]) -> dict[int, Path]:
+    """The words that are files in one of the folders or the current directory, by place: the script, its settings.
+
+    A word without a suffix is none, but for the first.
+    """
+    found = {}
     for place, word in enumerate(words):
-        if place == 0 and (word == "python" or shutil.which(word)):
+        if (word == "python" or shutil.which(word)) if place == 0 else not Path(word).suffix:
             continue
-        for folder in (*folders, Path.cwd()):
-            if (file := Path(folder, word)).is_file():
-                return place, Path(os.path.normpath(file))
-    return None
+        files = (Path(folder, word) for folder in (*folders, Path.cwd()))
+        if (file := next((file for file in files if file.is_file()), None)) is not None:
+            found[place] = Path(os.path.normpath(file))
+    return found
 
 
-def folders_of_scripts(config: Mapping[str, Any], folders: Sequence[str]) -> list[str]:
-    """Those folders, or the current directory, that scripts of a resolved config and its stages are found from."""
+def folders_of_files(config: Mapping[str, Any], folders: Sequence[str]) -> list[str]:
+    """Those folders, or the current directory, that files of the commands of a resolved config are found from."""
     used = []
     for command in _commands(config):
-        words = shlex.split(command)
-        found = script_of(words, folders)
-        if found is not None and not Path(words[found[0]]).is_absolute():
-            places = (*folders, str(Path.cwd()))
-            used.append(next(folder for folder in places if Path(folder, words[found[0]]).is_file()))
+        words, places = shlex.split(command), (*folders, str(Path.cwd()))
+        for place in files_of(words, folders):
+            if not Path(words[place]).is_absolute():
+                used.append(next(folder for folder in places if Path(folder, words[place]).is_file()))
     return used
 
 
-def script_sources(config: Mapping[str, Any]) -> dict[str, str]:
-    """Hash of the content of each script that the commands of a resolved config name."""
-    found = {command: script_of(shlex.split(command), config["python_path"]) for command in _commands(config)}
+def file_sources(config: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Hashes of the contents of the files that the commands of a resolved config name."""
     return {
-        command: hashlib.sha256(script[1].read_bytes()).hexdigest()
-        for command, script in found.items()
-        if script is not None
+        command: [hashlib.sha256(file.read_bytes()).hexdigest() for file in found.values()]
+        for command in _commands(config)
+        if (found := files_of(shlex.split(command), config["python_path"]))
     }
 
 

@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from alignlab.errors import InputError
 from alignlab.experiment.catalogue import kinds, own_sources, search
-from alignlab.experiment.commands import data_path, script_sources
+from alignlab.experiment.commands import data_path, file_sources
 from alignlab.experiment.consistency import required_fields
 from alignlab.experiment.listing import describe_objectives
 from alignlab.experiment.reading import dump, merge, place_of, places, read
@@ -98,7 +98,7 @@ def digest(config: Mapping[str, Any]) -> str:
     Left out is what changes no result: the W&B mirror, and the folders that classes were found in. The source of a
     user's own classes and scripts is in.
     """
-    content = _content(config) | own_sources(config) | script_sources(config)
+    content = _content(config) | own_sources(config) | file_sources(config)
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 

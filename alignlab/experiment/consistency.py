@@ -88,6 +88,9 @@ def _check_fields(resolved: Mapping[str, Any], checker: Checker) -> None:
         fields = required_fields(objective, checker.folders)
         _check_supplied(("objective",), objective, fields, data, checker, filled=_filled(data))
     if resolved.get("pairs"):
+        if (resolved.get("backbone") or {}).get("fresh"):
+            why = "pairs would be the answers of parts drawn at random, and not of those that are trained; set it to []"
+            checker.add(("backbone", "fresh"), why)
         _check_supplied(("pairs",), {"class_path": "building pairs"}, ("conversation",), data, checker)
     labels: dict[str, str] = {}
     for index, evaluator in enumerate(resolved.get("evaluators") or ()):

@@ -23,9 +23,9 @@ class SplitAudit:
     Args:
         asked: Examples; each is either kept or dropped.
         kept: Pairs in the file.
-        dropped: Examples by reason: those of ``build_pairs``, and ``no_picture`` to spoil.
+        dropped: Examples by reason: those of ``build_pairs``, an answer that was ``cut``, ``no_picture`` to corrupt.
         lengths: Of the kept pairs' ``chosen`` and ``rejected`` answers, the ``mean`` and ``median`` in tokens, and the
-            share that is ``cut``: as long as an answer may be. Empty where none is kept.
+            share that is ``cut``: ended only because an answer may be no longer. Empty where none is kept.
         truth: Share of kept pairs whose chosen answer is in truth ``better``, ``equal`` or ``worse``; empty where the
             data do not know.
         samples: A few kept pairs, spread evenly: ``id``, ``prompt``, ``chosen``, ``rejected``, ``quality``.
@@ -61,7 +61,7 @@ def show(audit: Audit) -> None:
         for column in columns:
             table.add_column("in truth" if column == "quality" else column)
         for sample in samples:
-            table.add_row(*(escape(sample[column] or "not known") for column in columns))
+            table.add_row(*(escape("not known" if sample[column] is None else sample[column]) for column in columns))
         console.print(table)
     table = Table("", *audit.splits, title="what was built", title_justify="left")
     rows = [_said(each) for each in audit.splits.values()]
@@ -74,6 +74,7 @@ REASONS = {
     "equal": "both answers are equal",
     "equal_after_cleaning": "equal but for white space",
     "too_short": "an answer is too short",
+    "cut": "an answer was cut",
     "no_picture": "no picture",
 }
 

@@ -1,4 +1,4 @@
-"""pairs: what ``alignlab pairs`` does: preference pairs of a backbone's answers, with its pictures and spoilt ones."""
+"""pairs: what ``alignlab pairs`` does: pairs of a backbone's answers, to its pictures and to corrupted ones."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from alignlab.backbones.parted import evaluating
 from alignlab.batch import Example, Turn
 from alignlab.data import AlignmentData, Corruption, DiffusionNoise, Split, build_pairs
 from alignlab.data.base import check_supplies
-from alignlab.data.pairs import Pair, trl_row, write_parquet
+from alignlab.data.pairs import Pair, cleaned, seva_cleaned, trl_row, write_parquet
 from alignlab.data.teachers import weights_fingerprint
 from alignlab.errors import InputError
 from alignlab.experiment.answering import Answer, Asking, answer_split, answers_in, prompt_of, refuse_other, unfinished
@@ -45,8 +45,11 @@ class PairSettings:
         num_examples: The first so many of each split; None: all.
         max_new_tokens: Longest answer in tokens; a longer one is cut.
         batch_size: Prompts that are answered at a time; the pairs do not depend on it, but for rounding.
-        drop_equal: Drop pairs that are equal as they were generated, or with ``clean`` also once cleaned.
+        drop_equal: Drop pairs that are equal as they were generated, as SeVa does, which cleans them in its own way; or
+            with ``clean`` also what is equal once cleaned.
         min_tokens: Drop pairs of which a side is shorter.
+        keep_cut: Keep pairs of which a side was cut at ``max_new_tokens``, as SeVa does, though training then takes the
+            cut for the answer's end.
         seed: Of the corruption; each example's is drawn from this and its id.
     """
 
@@ -56,6 +59,7 @@ class PairSettings:
     batch_size: int = 64
     drop_equal: Literal["clean", "raw"] = "clean"
     min_tokens: int = 1
+    keep_cut: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -119,7 +123,7 @@ def make_pairs(
     provenance: Mapping[str, Any],
     on_progress: OnProgress = lambda what, done, total: None,
 ) -> Audit:
-    """Write pairs of greedy answers: the chosen one to what the data ask, the rejected one to a spoilt picture.
+    """Write pairs of greedy answers: the chosen one to what the data ask, the rejected one to a corrupted picture.
 
     What is asked are the turns of a conversation before its last answer. ``train.parquet`` and ``val.parquet`` are in
     the format that ``trl`` reads for preferences with pictures, and ``provenance.json`` says what they were made of. It
@@ -239,16 +243,18 @@ def _write(
     built = build_pairs(
         [answer.chosen for _, answer in asked],
         [answer.rejected for _, answer in asked],
+        clean=seva_cleaned if settings.drop_equal == "raw" else cleaned,
         drop_equal=settings.drop_equal,
         min_tokens=settings.min_tokens,
         length=length,
     )
+    kept = [pair for pair in built.kept if settings.keep_cut or not _is_cut(asked[pair.index][1])]
     truths: list[str | None] = []
     samples = []
-    spread = set(range(0, len(built.kept), max(-(-len(built.kept) // NUM_SHOWN), 1)))
+    spread = set(range(0, len(kept), max(-(-len(kept) // NUM_SHOWN), 1)))
 
     def rows() -> Iterator[dict[str, Any]]:
-        for place, pair in enumerate(built.kept):
+        for place, pair in enumerate(kept):
             name, answer = asked[pair.index]
             example = examples[answer.index]
             if example.id != answer.id:
@@ -259,18 +265,21 @@ def _write(
                 samples.append({"id": name, "prompt": _text(prompt_of(example)), **said})
             yield trl_row(name, prompt_of(example), pair, truths[-1])
 
-    if built.kept:
+    if kept:
         with replacing(folder / f"{split}.parquet") as file:
             write_parquet(file, rows())
     judged = [truth for truth in truths if truth is not None]
     return SplitAudit(
         asked=len(answers),
-        kept=len(built.kept),
-        dropped=built.dropped | {"no_picture": len(answers) - len(asked)},
+        kept=len(kept),
+        dropped=built.dropped | {"cut": len(built.kept) - len(kept), "no_picture": len(answers) - len(asked)},
         lengths={
-            side: _spread([length(getattr(pair, side)) for pair in built.kept], settings.max_new_tokens)
+            side: _spread(
+                [length(getattr(pair, side)) for pair in kept],
+                [getattr(asked[pair.index][1], f"{side}_cut") for pair in kept],
+            )
             for side in ("chosen", "rejected")
-            if built.kept
+            if kept
         },
         truth={truth: judged.count(truth) / len(judged) for truth in TRUTHS if judged},
         samples=samples,
@@ -285,8 +294,12 @@ def _truth(data: AlignmentData, example: Example, pair: Pair) -> str | None:
     return "equal" if chosen == rejected else "better" if chosen > rejected else "worse"
 
 
-def _spread(lengths: Sequence[int], most: int) -> dict[str, float]:
-    return {"mean": mean(lengths), "median": median(lengths), "cut": mean(float(length >= most) for length in lengths)}
+def _is_cut(answer: Answer) -> bool:
+    return answer.chosen_cut or answer.rejected_cut
+
+
+def _spread(lengths: Sequence[int], cut: Sequence[bool]) -> dict[str, float]:
+    return {"mean": mean(lengths), "median": median(lengths), "cut": mean(map(float, cut))}
 
 
 def _text(prompt: Sequence[Turn]) -> str:

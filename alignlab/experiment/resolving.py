@@ -12,7 +12,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from alignlab.errors import InputError
 from alignlab.experiment.catalogue import Argument, folders_used, kind_of, search
 from alignlab.experiment.checking import Checker, Problem, plain
-from alignlab.experiment.commands import folders_of_scripts
+from alignlab.experiment.commands import folders_of_files
 from alignlab.experiment.consistency import check_consistency
 from alignlab.experiment.reading import merge, near
 from alignlab.experiment.stages import of_pairs, refuse_unused, without_stages
@@ -115,7 +115,7 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
     if checker.problems:
         raise ConfigError(checker.problems)
     for part in (*resolved["stages"].values(), resolved):
-        used = {*folders_used(part, folders), *folders_of_scripts(part, folders)}
+        used = {*folders_used(part, folders), *folders_of_files(part, folders)}
         part["python_path"] = [folder for folder in dict.fromkeys((*folders, str(Path.cwd()))) if folder in used]
     return resolved
 

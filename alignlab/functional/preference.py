@@ -194,12 +194,12 @@ def mdpo(
     reference_imageless: Tensor,
     beta: float,
 ) -> Tensor:
-    """DPO, the same of the chosen answer with its image over that with a spoiled one, and an anchor, (B,).
+    """DPO, the same of the chosen answer with its image over that with a corrupted one, and an anchor, (B,).
 
     Source: mDPO, Wang et al. 2024, arXiv 2406.11839 (mdpo_trainer.py); the anchor is -log s(beta a).
 
     Args:
-        policy_imageless: (B,), the chosen answer where its image is spoiled.
+        policy_imageless: (B,), the chosen answer where its image is corrupted.
         reference_imageless: (B,), likewise.
     """
     preference = sigmoid(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta=beta)

@@ -2,25 +2,27 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
+from contextlib import contextmanager, nullcontext
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 
 from alignlab.adapters import adapter_parameters, adapters_off, has_adapters
 from alignlab.backbones import Backbone
 from alignlab.backbones.answers import Answers
 from alignlab.backbones.parted import evaluating
-from alignlab.batch import Batch
+from alignlab.batch import Batch, Tokens
 from alignlab.data import AlignmentData
-from alignlab.data.logps import AnswerLogps, pair_hashes
+from alignlab.data.logps import AnswerLogps, Row, pair_hashes
 from alignlab.data.teachers import weights_fingerprint
 from alignlab.errors import InputError
+from alignlab.functional import upcast
+from alignlab.objectives.base import gathered
 
 
 class Reference(nn.Module, ABC):
@@ -72,19 +74,26 @@ class FrozenCopy(Reference):
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)
         self.kept = [(parameter, parameter.detach().clone()) for parameter in self.changing()]
+        self._digest: str | None = None
 
-    @cache  # noqa: B019  # of as many objects as there are objectives
     def fingerprint(self) -> str:
-        digest = blake2b(digest_size=8)
-        for _, kept in self.kept:
-            digest.update(kept.cpu().contiguous().flatten().view(torch.uint8).numpy())
-        return digest.hexdigest()
+        if self._digest is None:  # the copies never change
+            digest = blake2b(digest_size=8)
+            for _, kept in self.kept:
+                digest.update(kept.cpu().contiguous().flatten().view(torch.uint8).numpy())
+            self._digest = digest.hexdigest()
+        return self._digest
 
     def changing(self) -> list[nn.Parameter]:
         """The weights that are not the start's once training has begun."""
         return [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
 
     def begin(self, trainer: Trainer) -> None:
+        if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy):
+            raise InputError(
+                f"{type(self).__name__} exchanges whole weights, which {type(trainer.strategy).__name__} cuts into "
+                "pieces; use Cached, computed by a single process or with ddp"
+            )
         if {id(parameter) for parameter, _ in self.kept} != {id(parameter) for parameter in self.changing()}:
             raise InputError(
                 f"{type(self).__name__} copied the weights that trained when the objective was made, and others do "
@@ -109,6 +118,7 @@ class FrozenCopy(Reference):
     def _exchange(self) -> None:
         for policy, kept in self.kept:
             policy.data, kept.data = kept.data, policy.data
+        torch.clear_autocast_cache()  # which knows weights by their tensor, and would go on with the others
 
     def logps(self, batch: Batch, answers: Answers, tape: list[Any]) -> Tensor:
         with torch.no_grad(), self.restored():
@@ -121,8 +131,15 @@ class AdaptersOff(FrozenCopy):
 
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)
-        if not (backbone.device.type == "meta" or has_adapters(backbone)):
+        if backbone.device.type == "meta":  # there are shapes alone
+            return
+        if not has_adapters(backbone):
             raise InputError("AdaptersOff needs a policy with adapters, and this one has none; use FrozenCopy")
+        if not adapters_are_new(backbone):
+            raise InputError(
+                "AdaptersOff: the policy's adapters change what it says before training begins, so without them it is "
+                "another model than the start; use FrozenCopy"
+            )
 
     def changing(self) -> list[nn.Parameter]:
         added = {id(parameter) for parameter in adapter_parameters(self.backbone)}
@@ -132,6 +149,29 @@ class AdaptersOff(FrozenCopy):
     def restored(self) -> Iterator[None]:
         with adapters_off(self.backbone), super().restored():
             yield
+
+    def logps(self, batch: Batch, answers: Answers, tape: list[Any]) -> Tensor:
+        tower = self.backbone.model.get_encoder(modality="image")  # with adapters it sees otherwise than without
+        return super().logps(batch, answers, [] if has_adapters(tower) else tape)
+
+
+def live(backbone: Backbone) -> Reference:
+    """The reference that costs least: without adapters where there are some that change nothing yet, else a copy."""
+    return AdaptersOff() if has_adapters(backbone) and adapters_are_new(backbone) else FrozenCopy()
+
+
+def adapters_are_new(backbone: Backbone) -> bool:
+    """Whether adapters change nothing yet, of a short text."""
+    ids = torch.arange(4, device=backbone.device)[None]
+    nothing = torch.zeros_like(ids, dtype=torch.bool)
+    text = Tokens(ids, torch.ones_like(ids), ids, nothing, {}, torch.zeros(1, dtype=torch.long, device=ids.device))
+    with evaluating(backbone), torch.no_grad():
+        states = upcast(backbone.hidden(text))
+        with adapters_off(backbone):
+            plain = upcast(backbone.hidden(text))
+    size = float(plain.abs().max())
+    rounding = 1e-4 if backbone.model.dtype in (torch.float32, torch.float64) else 3e-2
+    return bool((states - plain).abs().max() <= rounding * size)
 
 
 class Free(Reference):
@@ -149,11 +189,12 @@ class Cached(Reference):
     computes. They differ from a live reference's by rounding, as other sequences are computed together.
 
     Args:
-        folder: Where the files are.
+        folder: Where the files are, the same place for all processes.
     """
 
     def __init__(self, folder: str) -> None:
         super().__init__()
+        self.table: AnswerLogps | None = None
         self.folder = Path(folder)
 
     def attach(self, backbone: Backbone) -> None:
@@ -183,17 +224,22 @@ class Cached(Reference):
                 "data": pair_hashes(self.data),
             },
         )
-        if trainer.is_global_zero:
-            self.table.write(self._rows(trainer))
-        trainer.strategy.barrier()
-        self.table.read()
+        with self.table.claimed() if trainer.is_global_zero else nullcontext():
+            if trainer.strategy.broadcast(self.table.path.exists()):
+                self.table.read()
+            else:
+                self.table.fill([row for share in gathered(list(self._rows(trainer))) for row in share])
+                if trainer.is_global_zero:
+                    self.table.save()
 
     def logps(self, batch: Batch, answers: Answers, tape: list[Any]) -> Tensor:
-        return self.table.of(batch.ids).to(answers.lengths.device)
+        if self.table is None:
+            raise InputError("Cached: nothing has been computed yet; that is what `begin` does, as training begins")
+        return self.table.of(batch.ids, contents(batch))
 
     @torch.no_grad()
-    def _rows(self, trainer: Trainer) -> Iterator[tuple[str, Tensor]]:
-        """Ids, and the log-probabilities (2,) of the two answers, of all examples."""
+    def _rows(self, trainer: Trainer) -> Iterator[Row]:
+        """Ids, and the log-probabilities of the two answers, of this process's share of all examples."""
         if self._of_policy() != self.weights:
             raise InputError(
                 f"{self.table.path}, which this training began with, is gone, and the weights are the start's no "
@@ -203,10 +249,24 @@ class Cached(Reference):
         with evaluating(self.backbone), adapters_off(self.backbone), autocast:
             for split in ("train", "val"):
                 examples = self.data.filled(split)
-                for start in range(0, len(examples), self.data.batch_size):
-                    part = [examples[i] for i in range(start, min(start + self.data.batch_size, len(examples)))]
+                size, processes = self.data.batch_size, trainer.world_size
+                for start in range(trainer.global_rank * size, len(examples), processes * size):
+                    part = [examples[i] for i in range(start, min(start + size, len(examples)))]
                     batch = self.backbone.encoder.batch(part, ("conversation", "rejected")).to(self.backbone.device)
                     answers = self.backbone.answers(batch.conversation, batch.rejected, batch.prompt_lengths)
                     features = self.backbone.features(batch.conversation)
                     found = self.backbone.answer_logps(answers, features=features)
-                    yield from zip(batch.ids, found.T.cpu(), strict=True)
+                    yield from zip(batch.ids, found.T.tolist(), contents(batch).tolist(), strict=True)
+
+
+def contents(batch: Batch) -> Tensor:
+    """A number for each pair's texts, (B,) long, which other texts hardly share."""
+    sums = []
+    for tokens in (batch.conversation, batch.rejected):
+        mask = tokens.attention_mask.long()
+        place = mask.cumsum(1)  # counted from the first real token, whatever the padding
+        # Odd multipliers scramble the 64 bits, in which sums and products wrap around alike on all devices.
+        mixed = (tokens.input_ids + 1) * 6364136223846793005 + place * 1442695040888963407
+        mixed = (mixed ^ (mixed >> 29)) * 2862933555777941757
+        sums.append(((mixed ^ (mixed >> 32)) * mask).sum(1))
+    return sums[0] * 3 + sums[1]

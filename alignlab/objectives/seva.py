@@ -1,4 +1,4 @@
-"""SeVa: of two answers, likelier the one that was given to the image itself than the one to a spoiled image."""
+"""SeVa: of two answers, likelier the one that was given to the image itself than the one to a corrupted image."""
 
 from collections.abc import Callable
 from inspect import signature
@@ -13,7 +13,7 @@ from alignlab.data import AlignmentData
 from alignlab.errors import InputError
 from alignlab.functional import preference
 from alignlab.objectives.base import Loss, Objective
-from alignlab.objectives.references import AdaptersOff, FrozenCopy, Reference, has_adapters
+from alignlab.objectives.references import Free, Reference, live
 
 PairLoss = Callable[..., Tensor]
 """A loss of ``functional.preference``, or one with its arguments."""
@@ -38,13 +38,14 @@ class SeVa(Objective):
 
     A step computes prompt and image once for both answers, and a frozen vision tower once for policy and reference.
 
-    Reports TRL's names, means over pairs: ``rewards/...`` are beta log p / p0 in nats. ``displaced`` is the share of
-    pairs whose chosen answer has become less likely than it was: margins may grow while both answers fall.
+    Reports TRL's names: ``rewards/...`` are beta log p / p0 in nats. ``displaced`` is the share of pairs whose chosen
+    answer has become less likely than it was: margins may grow while both answers fall. ``skipped`` pairs, of which the
+    longest sequence leaves nothing of a side, train nothing.
 
     Args:
         beta: Sharpness; the larger, the nearer the policy stays to its reference.
         loss: By its name, TRL's, or a function like those of ``alignlab.functional.preference``.
-        reference: None: ``AdaptersOff`` where there are adapters, else ``FrozenCopy``.
+        reference: None: ``AdaptersOff`` where there are adapters that change nothing yet, else ``FrozenCopy``.
         label_smoothing: Of losses that have it; None: theirs.
         likelihood: Weight of a further term, the mean over pairs of the chosen answer's -log p per token.
     """
@@ -72,7 +73,7 @@ class SeVa(Objective):
         self.smoothing = {} if label_smoothing is None else {"label_smoothing": label_smoothing}
         self.by_length = "chosen_lengths" in takes
         disable_dropout(backbone)
-        self.reference = reference or (AdaptersOff() if has_adapters(backbone) else FrozenCopy())
+        self.reference = reference or live(backbone)
         self.reference.attach(backbone)
 
     def prepare(self, data: AlignmentData, num_processes: int) -> None:
@@ -96,7 +97,7 @@ class SeVa(Objective):
         def mean(values: Tensor) -> Tensor:
             return (values * there).sum() / there.sum().clamp(min=1)
 
-        chosen, rejected = rewards = self.beta * (policy.detach() - reference)
+        chosen, rejected = self.beta * (policy.detach() - reference)
         values = {
             "rewards/chosen": chosen,
             "rewards/rejected": rejected,
@@ -104,12 +105,10 @@ class SeVa(Objective):
             "rewards/margins": chosen - rejected,
             "logps/chosen": policy[0].detach(),
             "logps/rejected": policy[1].detach(),
-            "displaced": rewards[0] < 0,
             "lengths/chosen": lengths[0],
             "lengths/rejected": lengths[1],
-            "empty": (whole == 0).any(0),
-            "truncated": (lengths < whole).any(0),
-        }
+        } | ({} if isinstance(self.reference, Free) else {"displaced": chosen < 0})
+        shares = {"skipped": ~there, "truncated": (lengths < whole).any(0), "empty": (whole == 0).any(0)}
         report = {name: mean(value) for name, value in values.items()}
-        report["skipped"] = (~there).sum() / there.sum().clamp(min=1)
-        return Loss(mean(losses), there.sum(), report)
+        report |= {name: share.float().mean() for name, share in shares.items()}
+        return Loss(mean(losses), there.sum(), report, report_weight=len(batch))

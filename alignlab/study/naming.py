@@ -2,10 +2,13 @@
 
 from typing import NamedTuple
 
-LOWER_IS_BETTER = ("perplexity", "nats", "error", "distance", "unparsed", "sentence", "instance")
-"""Last words of the names of metrics of which less is better; the last two are CHAIR's."""
+LOWER_IS_BETTER = ("perplexity", "nats", "error", "distance", "unparsed")
+"""Last words of the names of metrics of which less is better."""
 
-LEVELS = ("yes_ratio", "mentions", "length")
+HALLUCINATED = ("chair/sentence", "chair/instance")
+"""Metrics of which less is better, too."""
+
+LEVELS = ("yes_ratio", "chair/mentions", "chair/length")
 """Ends of the names of metrics that say what was answered, not how well."""
 
 
@@ -26,9 +29,9 @@ def audited(name: str) -> Blind | None:
 def is_chance(metric: str) -> bool:
     """Whether a metric is no merit but a level, such as ``retrieval/chance_r1`` or how often the answer is yes."""
     score = metric.rpartition("/")[2]
-    return score.startswith("chance_") or score.endswith(LEVELS)
+    return score.startswith("chance_") or metric.endswith(LEVELS)
 
 
 def lower_is_better(metric: str) -> bool:
     """Whether little of a metric is good, by the last word of its name: ``text/perplexity``, ``box/mean_error``."""
-    return metric.rpartition("/")[2].rpartition("_")[2] in LOWER_IS_BETTER
+    return metric in HALLUCINATED or metric.rpartition("/")[2].rpartition("_")[2] in LOWER_IS_BETTER

@@ -88,16 +88,51 @@ def test_other_prompts_and_pictures_in_answers_are_kept_apart():
     assert len(answers.sequences) == 2 and answers.lengths[0].tolist() == [3, 1 + PATCHES, 1]
 
 
+def without_masks(decoder):
+    """Let a decoder's layers be given no mask, whatever it is given itself."""
+    for layer in decoder.layers:
+        layer.register_forward_pre_hook(
+            lambda module, arguments, named: (arguments, {**named, "attention_mask": None}), with_kwargs=True
+        )
+
+
 @torch.no_grad()
-def test_a_model_that_does_not_heed_the_mask_is_found_out():
-    backbone = make("Llama").eval()
-    backbone.model.get_decoder().register_forward_pre_hook(
-        lambda module, arguments, named: (arguments, {**named, "attention_mask": None}), with_kwargs=True
-    )
-    assert len(backbone.answers(*pair(backbone)).sequences) == 2
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_model_that_does_not_heed_the_mask_is_found_out(dtype):
+    examples = [Scenes(num_train=4).examples("train")[index] for index in range(4)]
+    for heeds in (True, False):
+        backbone = Backbone("scenes-vlm", dtype=dtype)
+        if not heeds:
+            without_masks(backbone.model.get_decoder())
+        batch = backbone.encoder.batch(examples, ("conversation", "rejected"))
+        answers = backbone.answers(batch.conversation, batch.rejected, batch.prompt_lengths)
+        assert len(answers.sequences) == (1 if heeds else 2)
     flash = make("Llama").eval()
     flash.model.get_decoder().config._attn_implementation = "flash_attention_2"
     assert len(flash.answers(*pair(flash)).sequences) == 2
+
+
+@torch.no_grad()
+def test_finding_out_draws_no_random_number_and_is_done_once():
+    backbone = make("Llama").train()
+    calls = []
+    backbone.model.get_decoder().register_forward_hook(lambda *_: calls.append(1))
+    for layer in backbone.model.get_decoder().layers:
+        layer.self_attn.attention_dropout = 0.5
+    state = torch.get_rng_state()
+    for _ in range(3):
+        backbone.answers(*pair(backbone))
+    assert torch.equal(torch.get_rng_state(), state) and len(calls) == 2
+
+
+@torch.no_grad()
+def test_pictures_that_are_looked_at_both_ways_are_found_out_by_the_masks():
+    for family, shown, texts in (("Gemma3", 2, 1), ("PaliGemma", 2, 2), ("Qwen3-VL", 1, 1)):
+        backbone = make(family).eval()
+        assert len(backbone.answers(*pair(backbone)).sequences) == shown
+        text = sequences(backbone, text_only=True)
+        other = replace(text, input_ids=text.input_ids.where(text.labels == -100, VOCABULARY - 1))
+        assert len(backbone.answers(text, other, torch.tensor([3])).sequences) == texts, family
 
 
 @torch.no_grad()
@@ -180,7 +215,7 @@ def test_it_is_the_official_concatenated_forward(golden):
             states[tokens.image_mask] = pictures.flatten(0, 1)
             return states.tanh()
 
-        def _head(self, states):
+        def _wide_logits(self, states):
             return states @ head.T
 
     def expanded(ids, labels, mask):
@@ -216,6 +251,18 @@ def test_sequences_of_texts_alone():
     torch.testing.assert_close(logps[0], whole_logps(backbone, text))
 
 
-def test_a_real_checkpoint_in_half_precision_joins():
-    backbone = Backbone("scenes-vlm", dtype="bfloat16").eval()
-    assert backbone._joins
+@torch.no_grad()
+def test_half_precision_loses_no_more_than_its_states():
+    examples = [Scenes(num_train=8, tasks=("caption",)).examples("train")[index] for index in range(8)]
+    logps = {}
+    for dtype in ("float32", "bfloat16"):
+        backbone = Backbone("scenes-vlm", dtype=dtype).eval()
+        batch = backbone.encoder.batch(examples, ("conversation", "rejected"))
+        answers = backbone.answers(batch.conversation, batch.rejected, batch.prompt_lengths)
+        logps[dtype] = backbone.answer_logps(answers)
+        assert logps[dtype].dtype == torch.float32
+        states = backbone.hidden(answers.sequences[0])[answers.logits_at[0]]
+        exact = torch.nn.functional.linear(states.double(), backbone.model.lm_head.weight.double()).log_softmax(-1)
+        expected = answers.sums(exact[answers.states, answers.targets])
+        torch.testing.assert_close(logps[dtype].double(), expected, rtol=1e-5, atol=1e-4)
+    assert (logps["float32"] - logps["bfloat16"]).abs().max() > 1e-3  # what the states themselves have lost

@@ -1,16 +1,23 @@
 """SeVa: against whole passes of two models, against TRL, and at its limits."""
 
 import copy
+import gc
 import math
 import os
+import weakref
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from datasets import Dataset, Image, List
 from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import FSDPStrategy
 from peft import LoraConfig
 from test_base import fit
+from torch import distributed
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from alignlab import InputError
@@ -18,6 +25,7 @@ from alignlab.adapters import Full, adapters_off, has_adapters
 from alignlab.backbones import Backbone
 from alignlab.backbones.tiny import make_exact
 from alignlab.batch import Turn
+from alignlab.certificate.children import run_children
 from alignlab.data import Scenes
 from alignlab.data.logps import AnswerLogps
 from alignlab.experiment.config import resolve
@@ -166,6 +174,8 @@ def test_every_picture_is_encoded_once_a_step(tiny_backbone, examples):
     seen = []
     next(tower.children()).register_forward_hook(lambda module, given, output: seen.append(len(output)))
     objective = SeVa(tiny_backbone)
+    objective.loss(batch_of(objective, examples))  # the first time it is found out what the decoder heeds
+    seen.clear()
     objective.loss(batch_of(objective, examples))
     assert seen == [8, 8]  # the tower trains, so the reference's is another
     Full(parts=["projector", "language_model"]).apply(tiny_backbone)
@@ -278,15 +288,16 @@ def test_pairs_that_are_cut_to_nothing_are_skipped_and_counted(tiny_path, exampl
     batch = batch_of(cut, examples, 4)
     loss = cut.loss(batch)
     left = prompts < limit
-    assert loss.weight == left.sum() and loss.report["skipped"] == (~left).sum() / left.sum()
-    assert loss.report["truncated"] == 1 or loss.report["truncated"] > 0
+    assert loss.weight == left.sum() and loss.report_weight == 4
+    assert loss.report["skipped"] == (~left).float().mean()
+    assert loss.report["truncated"] == (prompts + whole_batch.answer_lengths > limit).any(0).float().mean()
     kept = [example for example, stays in zip(examples[:4], left, strict=True) if stays]
     torch.testing.assert_close(loss.mean, cut.loss(batch_of(cut, kept)).mean)
     # Nothing at all: no loss, no gradient, no NaN.
     gone = [example for example, stays in zip(examples[:4], left, strict=True) if not stays]
     nothing = cut.loss(batch_of(cut, gone))
     nothing.mean.backward()
-    assert nothing.mean.item() == 0 and nothing.weight == 0
+    assert nothing.mean.item() == 0 and nothing.weight == 0 and nothing.report["skipped"] == 1
     assert all(p.grad is None or not p.grad.any() for p in short.parameters())
     # Likelihood alone says so at once, since nothing else would be trained on.
     with pytest.raises(InputError, match="no token left to train on"):
@@ -316,9 +327,93 @@ def test_several_pictures_none_and_earlier_turns(tiny_backbone64, examples):
     torch.testing.assert_close(loss, expected, rtol=1e-8, atol=0)
 
 
-def test_beside_likelihood_in_a_mixture(tiny_backbone):
-    mixture = Mixture(tiny_backbone, parts={"likelihood": MLE, "pairs": SeVa})
+def test_beside_likelihood_in_a_mixture(tiny_backbone64, examples):
+    # The reference takes the policy's place while likelihood's graph is there, whose gradient must not mind.
+    mixture = Mixture(tiny_backbone64, parts={"likelihood": MLE, "pairs": SeVa}, weights={"pairs": 3.0})
+    batch = batch_of(mixture, examples)
+    move(mixture, batch)
+    likelihood, pairs = MLE(tiny_backbone64), mixture.parts["pairs"]
+    expected = likelihood.loss(batch).mean + 3.0 * pairs.loss(batch).mean
+    parameters = [p for p in tiny_backbone64.parameters() if p.requires_grad]
+    found = torch.autograd.grad(mixture.loss(batch).mean, parameters, allow_unused=True)
+    wanted = torch.autograd.grad(expected, parameters, allow_unused=True)
+    for one, other in zip(found, wanted, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
     fit(mixture, steps=2)
+
+
+def test_a_reference_keeps_its_weights_under_autocast(tiny_path, examples):
+    backbone = Backbone(str(tiny_path))
+    objective = SeVa(backbone, beta=1.0)
+    batch = batch_of(objective, examples)
+    move(objective, batch, lr=0.3)
+    plain = objective.loss(batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # which keeps weights in half precision, by their tensor
+        half = objective.loss(batch)
+    assert abs(plain.mean - LN2) > 0.05
+    assert half.mean.item() == pytest.approx(plain.mean.item(), abs=0.02)
+    assert half.report["rewards/margins"].item() == pytest.approx(plain.report["rewards/margins"].item(), abs=0.05)
+
+
+@pytest.mark.parametrize("start", ["pissa", True])
+def test_adapters_that_change_something_already_are_a_part_of_the_start(tiny_backbone, examples, start):
+    tiny_backbone.model.requires_grad_(False)
+    torch.manual_seed(0)
+    settings = LoraConfig(r=4, lora_alpha=8, target_modules=DECODER, init_lora_weights=start)
+    tiny_backbone.model.add_adapter(settings)
+    if start is True:  # one that has been trained before
+        for name, parameter in tiny_backbone.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+    with pytest.raises(InputError, match="adapters change what it says before training begins"):
+        SeVa(tiny_backbone, reference=AdaptersOff())
+    objective = SeVa(tiny_backbone)
+    assert type(objective.reference) is FrozenCopy
+    assert objective.loss(batch_of(objective, examples)).mean.item() == pytest.approx(LN2, abs=1e-5)
+
+
+def test_a_tower_with_adapters_is_no_tower_of_the_reference(tiny_backbone64, examples):
+    start = copy.deepcopy(tiny_backbone64)
+    tiny_backbone64.model.requires_grad_(False)
+    torch.manual_seed(0)
+    tiny_backbone64.model.add_adapter(LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+    objective = SeVa(tiny_backbone64)
+    for name, parameter in tiny_backbone64.named_parameters():
+        if "vision_tower" in name and "lora" in name:  # what has been learned there stays as it is
+            torch.nn.init.normal_(parameter, std=0.3)
+            parameter.requires_grad_(False)
+    batch = batch_of(objective, examples)
+    expected = preference.sigmoid(*whole(tiny_backbone64, batch), *whole(start, batch), beta=0.1).mean()
+    assert abs(expected.item() - LN2) > 1e-3
+    torch.testing.assert_close(objective.loss(batch).mean, expected, rtol=1e-6, atol=0)
+
+
+def test_nothing_of_a_model_that_is_gone_is_kept(tiny_path):
+    objective = SeVa(Backbone(str(tiny_path)))
+    objective.state_dict()
+    gone = weakref.ref(objective.reference.kept[0][1])
+    del objective
+    gc.collect()
+    assert gone() is None
+
+
+def test_what_cannot_be_a_pair_is_refused(tiny_backbone, examples):
+    encode = partial(tiny_backbone.encoder.batch, sequences=("conversation", "rejected"))
+    asked, answered = examples[0], examples[1]
+    with pytest.raises(InputError, match="ends without an answer"):
+        encode([answered, replace(asked, conversation=asked.conversation[:-1])])
+    with pytest.raises(InputError, match="has a picture in one of its two answers"):
+        encode([replace(asked, rejected=(asked.images[0], "red"))])
+    with pytest.raises(InputError, match="what requires rejected requires it"):
+        tiny_backbone.encoder.batch(examples[:1], ("rejected",))
+
+
+def test_whole_weights_are_needed_for_a_copy(tiny_backbone):
+    trainer = SimpleNamespace(strategy=FSDPStrategy.__new__(FSDPStrategy))
+    with pytest.raises(InputError, match="FrozenCopy exchanges whole weights, which FSDPStrategy cuts into pieces"):
+        SeVa(tiny_backbone).begin(trainer)
 
 
 def training(path, folder, *, seed=0, **settings):
@@ -329,11 +424,10 @@ def training(path, folder, *, seed=0, **settings):
     return objective
 
 
-def fitted(objective, steps=1, num_train=24, **settings):
+def fitted(objective, steps=1, **settings):
     trainer = Trainer(max_steps=steps, logger=False, enable_progress_bar=False, enable_model_summary=False,
-                      limit_val_batches=0, enable_checkpointing=False)  # fmt: skip
-    data = Scenes(num_train=num_train, num_val=8, batch_size=8, **settings)
-    trainer.fit(objective, datamodule=data)
+                      limit_val_batches=0, enable_checkpointing=False, **settings)  # fmt: skip
+    trainer.fit(objective, datamodule=Scenes(num_train=24, num_val=8, batch_size=8))
     return objective
 
 
@@ -346,7 +440,12 @@ def test_cached_logps_are_those_of_a_live_reference_and_computed_once(tiny_path,
     expected = live.reference.logps(batch, answers, [])
     torch.testing.assert_close(objective.reference.logps(batch, answers, []), expected, rtol=1e-5, atol=1e-5)
     fresh = training(tiny_path, tmp_path)
+    with pytest.raises(InputError, match="nothing has been computed yet"):
+        fresh.loss(batch)
     fresh.reference.table = objective.reference.table
+    told = [changed(example, rejected="a lie") if example.id == "train-5" else example for example in examples]
+    with pytest.raises(InputError, match="other texts of example 'train-5'"):
+        fresh.loss(batch_of(fresh, told))
     assert fresh.loss(batch).mean.item() == pytest.approx(LN2, abs=1e-5)
     written = file.stat().st_mtime_ns
     fitted(training(tiny_path, tmp_path, seed=1), steps=2)  # another seed and budget, the same start
@@ -413,15 +512,48 @@ def test_cached_logps_that_are_gone_are_not_made_of_trained_weights(tiny_path, t
         goes_on.fit(again, datamodule=data, ckpt_path=tmp_path / "last.ckpt", weights_only=True)
 
 
+def known(table):
+    """The names of what is in a table, and their log-probabilities."""
+    names = sorted(table.rows)
+    rows = torch.tensor([table.rows[name] for name in names])
+    return names, table.of(names, table.contents[rows]).tolist()
+
+
+def share(rank, path, folder):
+    """One of two processes that train together."""
+    os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": "2"}
+    distributed.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
+    objective = training(path, folder / "refs")
+    rows = objective.reference._rows
+    computed = []
+    objective.reference._rows = lambda trainer: [computed.append(row[0]) or row for row in rows(trainer)]
+    fitted(objective, devices=2, strategy="ddp", plugins=[LightningEnvironment()], accelerator="cpu",
+           use_distributed_sampler=False)  # fmt: skip
+    names, values = known(objective.reference.table)
+    return {"computed": " ".join(computed), "names": " ".join(names), "values": torch.tensor(values)}
+
+
+def test_processes_share_the_work_and_all_know_the_result(tiny_path, tmp_path):
+    one, other = run_children(share, [(rank, tiny_path, tmp_path) for rank in range(2)])
+    halves = [set(each["computed"].split()) for each in (one, other)]
+    assert len(halves[0]) + len(halves[1]) == 24 + 8 and not halves[0] & halves[1] and all(halves)
+    assert torch.equal(one["values"], other["values"])
+    names, values = known(fitted(training(tiny_path, tmp_path / "alone")).reference.table)
+    assert one["names"].split() == names
+    torch.testing.assert_close(one["values"], torch.tensor(values), rtol=1e-5, atol=1e-5)
+
+
 def test_examples_of_one_name_are_refused(tmp_path):
     table = AnswerLogps(tmp_path, {"weights": "a"})
     with pytest.raises(InputError, match="several examples are called 'x'"):
-        table.write(iter([("x", torch.zeros(2)), ("x", torch.ones(2))]))
-    assert not table.path.exists()
-    table.write(iter([("x", torch.zeros(2))]))
-    table.read()
+        table.fill([("x", (0.0, 0.0), 1), ("y", (0.0, 0.0), 2), ("x", (1.0, 1.0), 3)])
+    table.fill([("x", (-1.0, -2.0), 1), ("z", (-3.0, -4.0), 2**62)])
+    table.save()
+    again = AnswerLogps(tmp_path, {"weights": "a"})
+    again.read()
+    assert again.of(["z", "x"], torch.tensor([2**62, 1])).tolist() == [[-3.0, -1.0], [-4.0, -2.0]]
     with pytest.raises(InputError, match="no log-probabilities of example 'y'"):
-        table.of(["x", "y"])
+        table.of(["x", "y"], torch.tensor([1, 2]))
 
 
 def test_a_live_reference_resumes_as_the_start(tiny_path, examples):
