@@ -85,9 +85,26 @@ def test_the_audit_adds_up_and_tells_the_truth(lab, built):
         assert each.truth == pytest.approx({name: count / each.kept for name, count in known.items()})
         words = [len(row["rejected"][0]["content"][0]["text"].split()) for row in table]
         assert each.lengths["rejected"]["mean"] == pytest.approx(sum(words) / len(words))  # a word is a token here
-        assert each.lengths["rejected"]["cut"] == pytest.approx(sum(count >= 20 for count in words) / len(words))
+        assert each.lengths["rejected"]["cut"] == 0 and max(words) < 20
     assert audit.splits["train"].truth["better"] > 0.5  # a trained model sees less through noise
     assert json.loads((folder / PROVENANCE).read_text())["audit"]["val"]["kept"] == audit.splits["val"].kept
+
+
+def test_answers_that_were_cut_make_no_pair_unless_they_are_kept(backbone, lab, tmp_path):
+    short = {**vars(SETTINGS), "max_new_tokens": 6}  # answers to questions end before, captions do not
+    dropping = make(backbone, lab, tmp_path / "dropping", PairSettings(**short)).splits["train"]
+    keeping = make(backbone, lab, tmp_path / "keeping", PairSettings(**{**short, "keep_cut": True})).splits["train"]
+    assert keeping.dropped["cut"] == 0 < dropping.dropped["cut"] == keeping.kept - dropping.kept
+    words = [len(row["rejected"][0]["content"][0]["text"].split()) for row in rows(tmp_path / "keeping")]
+    assert keeping.lengths["rejected"]["cut"] == pytest.approx(sum(count == 6 for count in words) / len(words))
+    assert 0 < keeping.lengths["rejected"]["cut"] < 1
+    for row in rows(tmp_path / "dropping"):
+        assert max(len(row[side][0]["content"][0]["text"].split()) for side in ("chosen", "rejected")) < 6
+
+
+def test_the_official_filter_can_be_had_from_end_to_end(backbone, lab, tmp_path):
+    made = make(backbone, lab, tmp_path / "raw", PairSettings(**{**vars(SETTINGS), "drop_equal": "raw"}))
+    assert made.splits["train"].dropped["equal_after_cleaning"] == 0 < made.kept
 
 
 def test_files_hold_pictures_places_and_types(lab, built):
@@ -226,7 +243,7 @@ class Chats(AlignmentData):
 def test_histories_several_pictures_and_texts_alone(backbone, tmp_path):
     lab = Scenes(**SIZES).examples("val")
     data = Chats([lab[0].images[0], lab[1].images[0]])
-    settings = PairSettings(corruption=DiffusionNoise(step=999), max_new_tokens=12, min_tokens=0)
+    settings = PairSettings(corruption=DiffusionNoise(step=999), max_new_tokens=12, min_tokens=0, keep_cut=True)
     audit = make(backbone, data, tmp_path / "pairs", settings)
     train = audit.splits["train"]
     assert train.asked == 3 and train.dropped["no_picture"] == 1 and train.truth == {}
@@ -394,7 +411,7 @@ def test_pairs_of_photographs_by_a_family_that_cuts_them_into_tiles(corruption, 
     (tmp_path / "data.json").write_text(json.dumps(records))
     data = LlavaJson(path=str(tmp_path / "data.json"), image_folder=str(tmp_path / "photos"), test_fraction=0.0)
 
-    backbone, settings = Backbone(str(tmp_path / "model")), {"max_new_tokens": 6, "min_tokens": 0, "drop_equal": "raw"}
+    backbone, settings = Backbone(str(tmp_path / "model")), {"max_new_tokens": 6, "min_tokens": 0, "keep_cut": True}
     audit = make(backbone, data, tmp_path / "pairs", PairSettings(corruption=corruption, **settings))
     assert sum(each.asked for each in audit.splits.values()) == 5 and audit.kept > 0
     make(backbone, data, tmp_path / "alone", PairSettings(corruption=corruption, batch_size=1, **settings))

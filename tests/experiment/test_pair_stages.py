@@ -21,7 +21,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def config():
-    pairs = {"corruption": "DiffusionNoise", "num_examples": 12, "max_new_tokens": 24}
+    pairs = {"corruption": "DiffusionNoise", "num_examples": 12, "max_new_tokens": 24, "keep_cut": True}
     return {
         "objective": "MLE",
         "backbone": {"path": "scenes-vlm"},
