@@ -20,7 +20,8 @@ def others(monkeypatch):
 def test_the_mean_of_means_over_tokens_is_caught(others, examples):
     certificate = certify(others.TransformersLikelihood, examples, children=False)
     assert certificate["accumulation"].verdict == "fails" and certificate["accumulation"].deviation > 0.5
-    assert certificate["order"].deviation < 1e-6 and "float32" in certificate["order"].note  # theirs rounds
+    rounded = [finding for finding in certificate.findings if "float32" in finding.note]  # as theirs does
+    assert rounded and all(finding.deviation < 1e-5 for finding in rounded)
 
 
 @pytest.mark.slow
