@@ -188,7 +188,7 @@ class Checker:
         hint = near(value, options) if isinstance(value, str) else ""
         if isinstance(value, float) and value.is_integer() and int in (annotation, *get_args(annotation)):
             hint = f"; write {int(value)}"
-        because = f": {reason}" if reason else ""
+        because = f": {reason}" if reason and not hint else ""
         self.add(key, f"expected {in_words(annotation)}, got {shown(value)}{hint}{because}")
 
 

@@ -63,6 +63,8 @@ def in_words(annotation: Any) -> str:
         return f"a mapping of {in_words(inner[0])} to {in_words(inner[1])}"
     if annotation in (Any, inspect.Parameter.empty):
         return "anything"
+    if origin is Callable:
+        return "a function by its path (my_module.name)"
     return an(annotation.__name__) if isinstance(annotation, type) else str(annotation).replace("typing.", "")
 
 

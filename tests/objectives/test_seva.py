@@ -242,8 +242,11 @@ def test_configs():
     resolved = resolve(experiment(loss="ipo", reference={"class_path": "Cached", "init_args": {"folder": "refs"}}))
     assert resolved["objective"]["init_args"]["loss"] == "ipo"
     assert resolve(experiment(loss="alignlab.functional.preference.hinge", reference="Free"))
-    with pytest.raises(ConfigError, match="sigmoid"):
+    wanted = r"discopop or a function by its path \(my_module.name\), got 'sigmoids' .text.; did you mean 'sigmoid'\?$"
+    with pytest.raises(ConfigError, match=wanted):
         resolve(experiment(loss="sigmoids"))
+    with pytest.raises(ConfigError, match="nowhere"):
+        resolve(experiment(loss="nowhere.at_all"))
     with pytest.raises(ConfigError, match="no reference 'FrozenCopie'.*FrozenCopy"):
         resolve(experiment(reference="FrozenCopie"))
 
