@@ -1,5 +1,6 @@
 """Pure functions of tensors: the arithmetic of every objective."""
 
+from alignlab.functional.adapting import partial_lora
 from alignlab.functional.constants import held_constants, stop_gradient
 from alignlab.functional.contrastive import (
     hard_cross_entropy,
@@ -50,6 +51,7 @@ __all__ = [
     "moco",
     "multi_positive_info_nce",
     "normalize",
+    "partial_lora",
     "random_crop",
     "repeated",
     "sequence_logps",
