@@ -137,12 +137,12 @@ class Backbone(Parted):
         """
         reach = blind.horizon(self.model.get_decoder())
         width = chosen.input_ids.shape[1] + rejected.input_ids.shape[1]
-        two = apart(chosen, rejected, prompt_lengths)
-        if (reach is not None and width > reach) or not one_prompt(chosen, rejected, prompt_lengths):
-            return two
-        positions = self._positions(chosen), self._positions(rejected)
-        one = joined(chosen, rejected, prompt_lengths, positions, self.encoder.pad_id, self.model.dtype)
-        return one if self._joins(one, two) else two
+        if (reach is None or width <= reach) and one_prompt(chosen, rejected, prompt_lengths):
+            positions = self._positions(chosen), self._positions(rejected)
+            one = joined(chosen, rejected, prompt_lengths, positions, self.encoder.pad_id, self.model.dtype)
+            if self._joins(one, chosen):
+                return one
+        return apart(chosen, rejected, prompt_lengths)
 
     def answer_logps(self, answers: Answers, *, features: Any = None) -> Tensor:
         """Log-probabilities of the chosen and of the rejected answers, (2, B), sums in nats; 0 of an empty one.
@@ -284,7 +284,7 @@ class Backbone(Parted):
             finally:
                 hook.remove()
 
-    def _joins(self, one: Answers, two: Answers) -> bool:
+    def _joins(self, one: Answers, chosen: Tokens) -> bool:
         """Whether the decoder heeds the masks of sequences with both answers, and has no rules of its own besides.
 
         Found out once for texts and once for pictures, in each mode, by what its parts are given.
@@ -298,8 +298,8 @@ class Backbone(Parted):
                     self.hidden(one.sequences[0])
                 heeded = takes_masks(one.sequences[0].attention_mask, given)
                 with masks_given(decoder) as given:
-                    self.hidden(two.sequences[0])
-            self._joinable[kind] = heeded and is_causal(two.sequences[0], given)
+                    self.hidden(chosen)
+            self._joinable[kind] = heeded and is_causal(chosen, given)
         return self._joinable[kind]
 
     @cached_property
