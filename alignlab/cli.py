@@ -16,7 +16,7 @@ Every setting of a config file can be given as an option as well:
 
 PAIRS_EPILOG = """\
 How pairs are built is given as options --pairs.KEY (corruption, num_examples, max_new_tokens, batch_size, drop_equal,
-min_tokens, seed), and settings of the config as any other:
+min_tokens, keep_cut, seed), and settings of the config as any other:
   alignlab pairs experiments/mle.yaml --model runs/mle --output pairs --pairs.corruption DiffusionNoise \\
     --pairs.corruption.step 800 --pairs.num_examples 2000 --pairs.max_new_tokens 64 --data.num_objects "[2, 4]"
 """
