@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "alignlab"
 FLOORS = (
-    "errors", "batch", "functional", "modules", "backbones", "adapters", "data", "objectives", "evaluation",
+    "errors", "batch", "functional", "modules", "adapters", "backbones", "data", "objectives", "evaluation",
     "experiment", "certificate", "study", "cli",
 )  # fmt: skip
 DOORS = {

@@ -3,9 +3,8 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from alignlab.backbones import PARTS
-from alignlab.backbones.parted import Part, Parted
 from alignlab.errors import InputError
+from alignlab.modules.parted import PARTS, Part, Parted
 
 
 class Adapter(ABC):

@@ -6,7 +6,7 @@ from alignlab.backbones.dual import DualEncoder
 from alignlab.backbones.encoding import Encoder
 from alignlab.backbones.locations import locate, packaged
 from alignlab.backbones.opening import open_backbone, open_encoder
-from alignlab.backbones.parted import PARTS
+from alignlab.modules.parted import PARTS
 
 __all__ = [
     "PARTS",

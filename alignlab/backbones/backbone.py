@@ -16,11 +16,11 @@ from transformers import AutoModelForImageTextToText
 from alignlab.backbones import blind
 from alignlab.backbones.answers import Answers, apart, is_causal, joined, masks_given, one_prompt, takes_masks
 from alignlab.backbones.encoding import Encoder
-from alignlab.backbones.parted import PARTS, Attention, Dtype, Part, Parted, evaluating
 from alignlab.backbones.reading import random_model, read_model
 from alignlab.batch import Tokens
 from alignlab.errors import InputError
 from alignlab.functional import supervised, upcast
+from alignlab.modules.parted import PARTS, Attention, Dtype, Part, Parted, evaluating
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,11 @@ from alignlab.backbones.contents import ChatTexts, ContentEncoder
 from alignlab.backbones.encoding import padding_id
 from alignlab.backbones.kinds import is_dual, is_generative
 from alignlab.backbones.locations import locate
-from alignlab.backbones.parted import Dtype, Part
 from alignlab.backbones.reading import UNREADABLE, model_type, random_model, read_config, read_model
 from alignlab.backbones.towers import Towers, in_type, packed
 from alignlab.errors import InputError
 from alignlab.modules import TextAdapter
+from alignlab.modules.parted import Dtype, Part
 
 MODEL_TYPE = "alignlab-dual-encoder"
 WEIGHTS = "model.safetensors"

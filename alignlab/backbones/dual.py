@@ -10,12 +10,12 @@ from transformers import AutoModelForImageTextToText
 
 from alignlab.backbones.composed import ComposedTowers, is_composed
 from alignlab.backbones.kinds import is_generative
-from alignlab.backbones.parted import PARTS, Attention, Dtype, Part, Parted
 from alignlab.backbones.reading import read_config, read_model
 from alignlab.backbones.towers import WHAT, JoinedTowers, Towers
 from alignlab.batch import Tokens
 from alignlab.functional import normalize
 from alignlab.modules import TextAdapter
+from alignlab.modules.parted import PARTS, Attention, Dtype, Part, Parted
 
 
 class DualEncoder(Parted):

@@ -11,8 +11,8 @@ from alignlab.backbones.composed import is_composed
 from alignlab.backbones.dual import DualEncoder
 from alignlab.backbones.encoding import Encoder
 from alignlab.backbones.kinds import is_dual
-from alignlab.backbones.parted import PARTS, Attention, Dtype, Part
 from alignlab.backbones.reading import read_config
+from alignlab.modules.parted import PARTS, Attention, Dtype, Part
 
 
 def open_backbone(

@@ -14,10 +14,10 @@ from alignlab.backbones.contents import ContentEncoder, PlainTexts
 from alignlab.backbones.encoding import padding_id
 from alignlab.backbones.kinds import is_dual
 from alignlab.backbones.locations import locate
-from alignlab.backbones.parted import Dtype
 from alignlab.backbones.reading import random_model, read_config, read_model
 from alignlab.errors import InputError
 from alignlab.functional import upcast
+from alignlab.modules.parted import Dtype
 
 WHAT = "dual encoder"
 

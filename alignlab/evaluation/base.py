@@ -13,13 +13,13 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from alignlab.backbones import Backbone
-from alignlab.backbones.parted import evaluating
 from alignlab.backbones.pictures import open_image
 from alignlab.batch import Content, Example, Turn
 from alignlab.data.base import AlignmentData, Split, check_supplies
 from alignlab.errors import InputError
 from alignlab.evaluation.blindfolds import BLINDFOLDS, Blindfold
 from alignlab.functional import normalize
+from alignlab.modules.parted import evaluating
 
 OnBatch = Callable[[int, int], None]
 """Called with (done, all) after every batch."""

@@ -15,7 +15,6 @@ from jsonargparse import ArgumentParser
 from torch.utils.data import Subset
 
 from alignlab.backbones import Backbone, DualEncoder
-from alignlab.backbones.parted import evaluating
 from alignlab.batch import Example, Turn
 from alignlab.data import AlignmentData, Corruption, DiffusionNoise, Split, build_pairs
 from alignlab.data.base import check_supplies
@@ -29,6 +28,7 @@ from alignlab.experiment.opening import SPLITS, OnProgress, backbone_named, data
 from alignlab.experiment.pairaudit import NUM_SHOWN, TRUTHS, Audit, SplitAudit
 from alignlab.experiment.reading import parse_override, put
 from alignlab.experiment.record import locked, replacing, write_json
+from alignlab.modules.parted import evaluating
 
 FORMAT, VERSION = "alignlab preference pairs", 1
 

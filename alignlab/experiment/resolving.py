@@ -149,9 +149,9 @@ def _stages(config: Mapping[str, Any], checker: Checker) -> dict[str, dict[str, 
 def _arguments() -> dict[str, Argument]:
     """The top-level keys that hold one value; the others hold the arguments of one class."""
     from alignlab.adapters import Adapter
-    from alignlab.backbones.parted import Dtype
     from alignlab.data import AlignmentData
     from alignlab.evaluation import Evaluator
+    from alignlab.modules.parted import Dtype
     from alignlab.objectives import Objective
 
     return {

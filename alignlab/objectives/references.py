@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from alignlab.adapters import adapter_parameters, adapters_off, has_adapters
 from alignlab.backbones import Backbone
 from alignlab.backbones.answers import Answers
-from alignlab.backbones.parted import evaluating
 from alignlab.batch import Batch, Tokens
 from alignlab.data import AlignmentData
 from alignlab.data.logps import AnswerLogps, Row, pair_hashes
 from alignlab.data.teachers import weights_fingerprint
 from alignlab.errors import InputError
 from alignlab.functional import upcast
+from alignlab.modules.parted import evaluating
 from alignlab.objectives.base import gathered
 
 

@@ -7,11 +7,11 @@ from typing import Literal
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from alignlab.backbones.parted import disable_dropout
 from alignlab.batch import Batch
 from alignlab.data import AlignmentData
 from alignlab.errors import InputError
 from alignlab.functional import preference
+from alignlab.modules.parted import disable_dropout
 from alignlab.objectives.base import Loss, Objective
 from alignlab.objectives.references import Free, Reference, live
 
