@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 def has_adapters(module: nn.Module) -> bool:
     """Whether peft has put an adapter into any layer."""
-    return any(True for _ in _layers(module))
+    return any(True for _ in tuner_layers(module))
 
 
 def adapter_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
     """The weights that adapters add to a module."""
-    for layer in _layers(module):
+    for layer in tuner_layers(module):
         for name in layer.adapter_layer_names:
             yield from getattr(layer, name).parameters()
 
@@ -27,7 +27,7 @@ def adapter_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
 def adapters_off(module: nn.Module) -> Iterator[None]:
     """The module computes what it would without its adapters; which weights train stays as it is."""
     trained = [(parameter, parameter.requires_grad) for parameter in adapter_parameters(module)]
-    were_on = [layer for layer in _layers(module) if not layer.disable_adapters]
+    were_on = [layer for layer in tuner_layers(module) if not layer.disable_adapters]
     try:
         for layer in were_on:
             layer.enable_adapters(False)
@@ -39,7 +39,8 @@ def adapters_off(module: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(requires_grad)
 
 
-def _layers(module: nn.Module) -> "Iterator[BaseTunerLayer]":
+def tuner_layers(module: nn.Module) -> "Iterator[BaseTunerLayer]":
+    """The layers that adapters were put into, each with what it was before as its base layer."""
     if "peft" not in sys.modules:  # whoever adds an adapter has imported it, which takes its time
         return iter(())
     from peft.tuners.tuners_utils import BaseTunerLayer

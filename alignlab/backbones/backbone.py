@@ -79,10 +79,14 @@ class Backbone(Parted):
         self.encoder = Encoder.load(path, max_length=max_length)
         self.train()  # transformers loads models in evaluation mode
 
-    @cached_property
+    @property
     def parts(self) -> dict[str, nn.ModuleList]:
         """The modules of each part; the projector is what stands between the vision tower and the decoder."""
         return _parts(self.model)
+
+    @property
+    def head(self) -> nn.Module:
+        return self.model.get_output_embeddings()
 
     @property
     def device(self) -> torch.device:
@@ -162,7 +166,7 @@ class Backbone(Parted):
 
         In float32, or wider states' type, whatever the LM head's.
         """
-        head = self.model.get_output_embeddings()
+        head = self.head
         if type(head) is not nn.Linear:  # an adapter's, say
             return upcast(self._head(hidden)).gather(-1, ids[..., None]).squeeze(-1)
         logits = (upcast(hidden) * upcast(head.weight[ids])).sum(-1)
@@ -308,7 +312,7 @@ class Backbone(Parted):
 
     def _wide_logits(self, states: Tensor) -> Tensor:
         """Logits in float32 or the states' wider type, in which a plain head multiplies, too: half loses too much."""
-        head = self.model.get_output_embeddings()
+        head = self.head
         if type(head) is not nn.Linear:  # an adapter's, say
             return upcast(self._head(states))
         with torch.autocast(states.device.type, enabled=False):
@@ -340,7 +344,7 @@ class Backbone(Parted):
         return torch.arange(tokens.input_ids.shape[1], device=tokens.input_ids.device).expand_as(tokens.input_ids)
 
     def _head(self, states: Tensor) -> Tensor:
-        return self._capped(self.model.get_output_embeddings()(states))
+        return self._capped(self.head(states))
 
     def _capped(self, logits: Tensor) -> Tensor:
         return _bounded(logits, self._cap)
@@ -356,7 +360,7 @@ class Backbone(Parted):
         with evaluating(self), torch.no_grad():
             official = self.model(input_ids=text, attention_mask=torch.ones_like(text), use_cache=False).logits
             states = self.model.base_model(input_ids=text, attention_mask=torch.ones_like(text), use_cache=False)
-            logits = self.model.get_output_embeddings()(states.last_hidden_state)
+            logits = self.head(states.last_hidden_state)
         named = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
         for cap in (None, named):
             if torch.allclose(_bounded(logits, cap), official, rtol=1e-3, atol=1e-4, equal_nan=True):

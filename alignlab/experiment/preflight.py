@@ -65,6 +65,8 @@ def check(config: Mapping[str, Any], *, to_be_built: Mapping[str, Any] | None = 
             objective = None if experiment.make_objective is None else experiment.make_objective(backbone)
         except (NotImplementedError, RuntimeError):
             objective = None  # a constructor that reads weights cannot do so without them; it has its say later
+        if experiment.adapter is not None:
+            experiment.adapter.apply(backbone)
     if experiment.pairs is not None and isinstance(backbone, DualEncoder):
         raise InputError(f"pairs need a backbone that generates text, but {backbone.path} is a dual encoder")
     if objective is not None:

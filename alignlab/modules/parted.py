@@ -19,11 +19,17 @@ class Parted(nn.Module):
     """Base of backbones."""
 
     path: str
+    model: nn.Module
 
     @property
     @abstractmethod
     def parts(self) -> dict[str, nn.ModuleList]:
         """The modules of each part."""
+
+    @property
+    def head(self) -> nn.Module | None:
+        """The map from states to logits; None: it writes no text."""
+        return None
 
     def part_of(self) -> Iterator[tuple[nn.Parameter, str]]:
         """Every parameter of the parts with the name of its part, each once."""
