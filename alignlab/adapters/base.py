@@ -30,4 +30,6 @@ class Full(Adapter):
 
     def apply(self, backbone: Parted) -> None:
         for parameter, part in backbone.part_of():
+            if part in self.parts and not parameter.is_floating_point():
+                raise InputError(f"Full cannot train the {part} of {backbone.path}, which is in 4 bits")
             parameter.requires_grad_(part in self.parts)

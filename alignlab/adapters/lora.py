@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from alignlab.adapters.base import Adapter
 from alignlab.adapters.placing import Places, add, check_numbers, check_parts
+from alignlab.adapters.switching import has_adapters
 from alignlab.errors import InputError
 from alignlab.modules.parted import Part, Parted
 
@@ -109,5 +110,12 @@ class QLoRA(LoRA):
                 f"QLoRA needs a backbone that keeps its adapters, but {backbone.path} is a dual encoder, saved with "
                 "them merged, and quantised weights cannot take them exactly; use LoRA or DoRA"
             )
+        for part in self.parts:
+            if part in backbone.changed or has_adapters(backbone.parts[part]):
+                raise InputError(
+                    f"QLoRA quantises what lies in the files of {backbone.path}, but of its {part} not all weights are "
+                    "from there (backbone.fresh, backbone.take, or an earlier adapter); start from the directory of "
+                    "a finished run, or from what `alignlab export` makes of it"
+                )
         quantize(backbone.model, Places(backbone, self.parts, None, who="QLoRA").pattern)
         super().apply(backbone)

@@ -118,7 +118,7 @@ def add(backbone: Parted, configs: "Mapping[str, LoraConfig]", *, train: Sequenc
                 "is merged"
             )
     before = {id(parameter) for parameter in adapter_parameters(backbone.model)}
-    place(backbone.model, {_free(name, there): config for name, config in configs.items()})
+    put(backbone.model, {_free(name, there): config for name, config in configs.items()})
     backbone.requires_grad_(False)
     for parameter in adapter_parameters(backbone.model):
         parameter.requires_grad_(id(parameter) not in before)
@@ -127,7 +127,7 @@ def add(backbone: Parted, configs: "Mapping[str, LoraConfig]", *, train: Sequenc
             parameter.requires_grad_(True)
 
 
-def place(model: nn.Module, configs: "Mapping[str, LoraConfig]") -> None:
+def put(model: nn.Module, configs: "Mapping[str, LoraConfig]") -> None:
     """Put adapters of one type into a model, which stays of its class; all that it has are active then."""
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 

@@ -6,13 +6,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from alignlab.adapters.placing import module_names, pattern
 from alignlab.errors import InputError
 
 
-def quantize(model: Any, pattern: str) -> None:
-    """Put linear maps of bitsandbytes (nf4, double quantisation) in place of those whose name matches, whole.
+def quantize(model: Any, names: str) -> None:
+    """Put linear maps of bitsandbytes (nf4, double quantisation) in place of others.
 
-    Those that are quantised already stay as they are, as do weights on the meta device, which hold nothing.
+    Those that are in 4 bits already stay as they are.
+
+    Args:
+        names: A regular expression that matches the names, whole, of those to be replaced.
 
     Raises:
         InputError: bitsandbytes is not installed, or the weights are of another type than it takes.
@@ -23,11 +27,10 @@ def quantize(model: Any, pattern: str) -> None:
         raise InputError(
             "QLoRA needs bitsandbytes, which is not installed: pip install 'alignlab[quantization]'"
         ) from None
-    chosen = [name for name, module in model.named_modules() if type(module) is nn.Linear]
-    for name in chosen:
-        if not re.fullmatch(pattern, name.removesuffix(".base_layer")):
+    chosen = [(name, module) for name, module in model.named_modules() if type(module) is nn.Linear]
+    for name, linear in chosen:
+        if not re.fullmatch(names, name):
             continue
-        linear = model.get_submodule(name)
         weight, width = linear.weight, (linear.in_features, linear.out_features)
         if weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
             raise InputError(f"QLoRA needs a model in float32, bfloat16 or float16, got {weight.dtype}: backbone.dtype")
@@ -41,5 +44,11 @@ def quantize(model: Any, pattern: str) -> None:
 
 
 def is_quantized(module: nn.Module) -> bool:
-    """Whether a linear map is in 4 bits."""
-    return hasattr(module, "quant_type")
+    """Whether it is a linear map in 4 bits."""
+    return isinstance(module, nn.Linear) and hasattr(module.weight, "quant_state")
+
+
+def quantized_pattern(model: nn.Module) -> str | None:
+    """A regular expression that matches the names of the linear maps in 4 bits; None: there are none."""
+    names = [name.removesuffix(".base_layer") for name, module in model.named_modules() if is_quantized(module)]
+    return pattern(names, module_names(model)) if names else None

@@ -13,10 +13,14 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 
+from alignlab.adapters import has_adapters
+from alignlab.adapters.merging import fold
+from alignlab.adapters.placing import adapters_of
 from alignlab.backbones import blind
 from alignlab.backbones.answers import Answers, apart, is_causal, joined, masks_given, one_prompt, takes_masks
 from alignlab.backbones.encoding import Encoder
 from alignlab.backbones.reading import random_model, read_model
+from alignlab.backbones.saving import beneath, save_adapted
 from alignlab.batch import Tokens
 from alignlab.errors import InputError
 from alignlab.functional import supervised, upcast
@@ -75,7 +79,9 @@ class Backbone(Parted):
         if fresh and set(fresh) != set(PARTS):
             self.transplant(_parts(_random(path, settings)), fresh, "fresh")
         for part, donor in (take or {}).items():
-            self.transplant(_parts(_load(donor, settings)), (part,), f"take from {donor}")
+            self.transplant(_giving(donor, part, settings), (part,), f"take from {donor}")
+        self.base, before = beneath(path)
+        self.changed = before | {*fresh, *(take or ())}
         self.encoder = Encoder.load(path, max_length=max_length)
         self.train()  # transformers loads models in evaluation mode
 
@@ -258,7 +264,14 @@ class Backbone(Parted):
         return torch.isin(ids, torch.tensor(ends, device=ids.device)).any(1)
 
     def save(self, folder: Path | str, *, dtype: Dtype | None = None) -> None:
-        """Write a directory that plain transformers loads (safetensors), in ``dtype`` if given."""
+        """Write a directory that plain transformers loads (safetensors), in ``dtype`` if given.
+
+        With adapters, a small one that is read beside the model they were trained from; see ``save_adapted``.
+        """
+        if has_adapters(self.model):
+            self.encoder.processor.save_pretrained(folder)
+            save_adapted(self, Path(folder), self.base, dtype)
+            return
         weights = self.model.state_dict()
         if dtype is not None:
             weights = {key: value.to(getattr(torch, dtype)) for key, value in weights.items()}
@@ -383,6 +396,14 @@ def _bounded(logits: Tensor, cap: float | None) -> Tensor:
 
 def _load(path: str, settings: dict[str, Any]) -> Any:
     return read_model(AutoModelForImageTextToText, path, settings, what="vision-language model")
+
+
+def _giving(path: str, part: Part, settings: dict[str, Any]) -> dict[str, nn.ModuleList]:
+    """The parts of a model, of which one is to be taken, with its adapters merged."""
+    model = _load(path, settings)
+    parts = _parts(model)
+    fold(parts[part], adapters_of(model), f"backbone.take: the {part} of {path}")
+    return parts
 
 
 def _random(path: str, settings: dict[str, Any]) -> Any:

@@ -20,6 +20,8 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
+from alignlab.adapters.merging import fold, merged_weights
+from alignlab.adapters.placing import adapters_of
 from alignlab.backbones.contents import ChatTexts, ContentEncoder
 from alignlab.backbones.encoding import padding_id
 from alignlab.backbones.kinds import is_dual, is_generative
@@ -153,7 +155,8 @@ class ComposedTowers(Towers):
             "in_parts": self.in_parts,
         }
         (folder / "config.json").write_text(json.dumps(config, indent=2))
-        weights = {key: value.contiguous() for key, value in in_type(self.state_dict(), dtype).items()}
+        merged = merged_weights(self, adapters_of(self))
+        weights = {key: value.contiguous() for key, value in in_type(merged, dtype).items()}
         save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
 
     def gradient_checkpointing_enable(self) -> None:
@@ -175,7 +178,9 @@ def _vision(path: str, settings: dict[str, Any], *, random: bool) -> tuple[Any, 
     processor = AutoProcessor.from_pretrained(locate(path)).image_processor
     if is_generative(config):
         model = make(AutoModelForImageTextToText, path, settings, what="vision-language model")
-        return model.get_encoder(modality="image"), None, processor
+        tower = model.get_encoder(modality="image")
+        fold(tower, adapters_of(model), f"backbone.path: {path}")
+        return tower, None, processor
     if not is_dual(config):
         raise InputError(
             f"backbone.path: {path} has no vision tower to put beside a text tower: it is a {config.model_type}, "
@@ -194,7 +199,9 @@ def _text(path: str, settings: dict[str, Any], *, random: bool) -> tuple[Any, An
         processor = AutoProcessor.from_pretrained(locate(path, key=key))
         tokenizer = processor.tokenizer
         tokenizer.chat_template = processor.chat_template or tokenizer.chat_template
-        return model.get_decoder(), tokenizer, True
+        decoder = model.get_decoder()
+        fold(decoder, adapters_of(model), f"backbone.text_tower: {path}", texts_only=True)
+        return decoder, tokenizer, True
     if config is None or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         what = "a dual encoder" if config is None else f"a {config.model_type}"
         raise InputError(f"backbone.text_tower: {path} is {what}; what reads the texts has to be a language model")

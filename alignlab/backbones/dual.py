@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 
+from alignlab.adapters.merging import fold
+from alignlab.adapters.placing import adapters_of
 from alignlab.backbones.composed import ComposedTowers, is_composed
 from alignlab.backbones.kinds import is_generative
 from alignlab.backbones.reading import read_config, read_model
@@ -53,7 +55,7 @@ class DualEncoder(Parted):
         settings = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
         self.model = self._made(path, text_tower, settings, fresh)
         for part, donor in (take or {}).items():
-            self.transplant(_donor(donor, settings), (part,), f"take from {donor}")
+            self.transplant(_donor(donor, part, settings), (part,), f"take from {donor}")
         self.encoder = self.model.encoder(max_length)
         self.train()
 
@@ -125,7 +127,10 @@ class DualEncoder(Parted):
         return self.text_adapter(embeddings)
 
     def save(self, folder: Path | str, *, dtype: Dtype | None = None) -> None:
-        """Write a directory (safetensors) that is read again, in ``dtype`` if given; transformers loads a CLIP, too."""
+        """Write a directory (safetensors) that is read again, in ``dtype`` if given; transformers loads a CLIP, too.
+
+        Adapters are merged.
+        """
         self.model.save(folder, dtype)
 
 
@@ -135,10 +140,13 @@ def _towers(path: str, settings: dict[str, Any], *, random: bool = False) -> Tow
     return JoinedTowers.load(path, settings, random=random)
 
 
-def _donor(path: str, settings: dict[str, Any]) -> dict[str, nn.ModuleList]:
+def _donor(path: str, part: Part, settings: dict[str, Any]) -> dict[str, nn.ModuleList]:
     """The parts of another backbone; a vision-language model has a vision tower to give, and a language model."""
     if is_composed(path) or not is_generative(read_config(path, what=WHAT)):
         return _towers(path, settings).parts
     model = read_model(AutoModelForImageTextToText, path, settings, what="vision-language model")
     towers = {"vision_tower": model.get_encoder(modality="image"), "language_model": model.get_decoder()}
-    return {name: nn.ModuleList([tower]) for name, tower in towers.items()}
+    given = {name: nn.ModuleList([tower]) for name, tower in towers.items()}
+    if part in given:
+        fold(given[part], adapters_of(model), f"backbone.take: the {part} of {path}", texts_only=True)
+    return given

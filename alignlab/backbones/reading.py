@@ -6,6 +6,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig
 
 from alignlab.backbones.locations import locate
+from alignlab.backbones.saving import is_adapted, read_adapted
 from alignlab.errors import InputError
 
 UNREADABLE = (OSError, ValueError, ImportError)
@@ -13,7 +14,7 @@ UNREADABLE = (OSError, ValueError, ImportError)
 
 
 def read_model(auto: Any, path: str, settings: dict[str, Any], *, what: str, key: str = "path") -> Any:
-    """Read a model and its weights.
+    """Read a model and its weights, with its adapters in place where it was saved with some.
 
     Args:
         auto: The class of transformers that knows models of this kind.
@@ -22,6 +23,8 @@ def read_model(auto: Any, path: str, settings: dict[str, Any], *, what: str, key
         key: The setting that the path was given in.
     """
     folder = locate(path, key=key)
+    if is_adapted(folder):
+        return read_adapted(folder, lambda base: read_model(auto, base, settings, what=what, key=key))
     try:
         return auto.from_pretrained(folder, use_safetensors=True, **settings)
     except SafetensorError as error:

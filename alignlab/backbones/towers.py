@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoProcessor
 
+from alignlab.adapters.merging import merged_weights
+from alignlab.adapters.placing import adapters_of
 from alignlab.backbones.contents import ContentEncoder, PlainTexts
 from alignlab.backbones.encoding import padding_id
 from alignlab.backbones.kinds import is_dual
@@ -133,7 +135,7 @@ class JoinedTowers(Towers):
         return ContentEncoder(texts, self.processor.image_processor)
 
     def save(self, folder: Path | str, dtype: Dtype | None) -> None:
-        self.model.save_pretrained(folder, state_dict=in_type(self.model.state_dict(), dtype))
+        self.model.save_pretrained(folder, state_dict=in_type(merged_weights(self.model, adapters_of(self)), dtype))
         tokenizer = self.processor.tokenizer
         tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names  # which transformers may forget
         self.processor.save_pretrained(folder)

@@ -1,16 +1,16 @@
 """teachers: what makes embeddings of contents: a backbone, or a model of sentence-transformers."""
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from alignlab.backbones import Backbone, DualEncoder
 from alignlab.batch import Content
 from alignlab.data.identity import words
 from alignlab.errors import InputError
+from alignlab.modules.fingerprints import weights_fingerprint
 
 
 class Teacher(Protocol):
@@ -82,14 +82,3 @@ class SentenceTeacher:
             raise InputError(f"{self.name} reads text alone, but a target has none; a backbone reads pictures, too")
         encoded = self.model.encode(texts, batch_size=len(texts), convert_to_tensor=True, show_progress_bar=False)
         return encoded.float().cpu()
-
-
-def weights_fingerprint(module: nn.Module, *, but: Sequence[nn.Parameter] = ()) -> str:
-    """16 hexadecimal characters of a module's structure and weights, wherever they lie, but for some of them."""
-    digest, left_out = hashlib.sha256(repr(module).encode()), {id(parameter) for parameter in but}
-    for name, tensor in module.state_dict(keep_vars=True).items():
-        if id(tensor) in left_out:
-            continue
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]

@@ -19,7 +19,6 @@ from alignlab.batch import Example, Turn
 from alignlab.data import AlignmentData, Corruption, DiffusionNoise, Split, build_pairs
 from alignlab.data.base import check_supplies
 from alignlab.data.pairs import Pair, cleaned, seva_cleaned, trl_row, write_parquet
-from alignlab.data.teachers import weights_fingerprint
 from alignlab.errors import InputError
 from alignlab.experiment.answering import Answer, Asking, answer_split, answers_in, prompt_of, refuse_other, unfinished
 from alignlab.experiment.checking import Checker, plain
@@ -28,6 +27,7 @@ from alignlab.experiment.opening import SPLITS, OnProgress, backbone_named, data
 from alignlab.experiment.pairaudit import NUM_SHOWN, TRUTHS, Audit, SplitAudit
 from alignlab.experiment.reading import parse_override, put
 from alignlab.experiment.record import locked, replacing, write_json
+from alignlab.modules.fingerprints import weights_fingerprint
 from alignlab.modules.parted import evaluating
 
 FORMAT, VERSION = "alignlab preference pairs", 1

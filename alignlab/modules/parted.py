@@ -20,6 +20,8 @@ class Parted(nn.Module):
 
     path: str
     model: nn.Module
+    changed: frozenset[str] = frozenset()
+    """Parts whose weights are not all those in the files that the model beneath its adapters was read from."""
 
     @property
     @abstractmethod

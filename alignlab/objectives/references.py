@@ -18,9 +18,9 @@ from alignlab.backbones.answers import Answers
 from alignlab.batch import Batch, Tokens
 from alignlab.data import AlignmentData
 from alignlab.data.logps import AnswerLogps, Row, pair_hashes
-from alignlab.data.teachers import weights_fingerprint
 from alignlab.errors import InputError
 from alignlab.functional import upcast
+from alignlab.modules.fingerprints import weights_fingerprint
 from alignlab.modules.parted import evaluating
 from alignlab.objectives.base import gathered
 

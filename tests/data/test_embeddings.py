@@ -16,11 +16,11 @@ from alignlab import Example, InputError
 from alignlab.backbones import Backbone
 from alignlab.data import AlignmentData, LlavaPairs, Scenes
 from alignlab.data.embeddings import Embeddings
-from alignlab.data.teachers import weights_fingerprint
 from alignlab.experiment import embed as command
 from alignlab.experiment.config import resolve
 from alignlab.experiment.embed import embed
 from alignlab.experiment.preflight import preflight
+from alignlab.modules.fingerprints import weights_fingerprint
 
 SIZES = {"num_train": 24, "num_val": 8, "num_test": 1, "num_compositional": 1, "batch_size": 8}
 OBJECTIVE = """

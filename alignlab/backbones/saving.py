@@ -1,0 +1,142 @@
+"""saving: a backbone with adapters as a small directory, beside the model that it was trained from."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+
+from alignlab.adapters import adapter_parameters
+from alignlab.adapters.merging import unadapted_weights
+from alignlab.adapters.placing import adapters_of
+from alignlab.adapters.quantizing import quantize, quantized_pattern
+from alignlab.adapters.storing import read_adapters, write_adapters
+from alignlab.backbones.locations import locate, packaged
+from alignlab.errors import InputError
+from alignlab.modules.fingerprints import files_fingerprint
+from alignlab.modules.parted import Dtype, Parted
+
+BASE, TRAINED, ADAPTER = "base.json", "trained.safetensors", "adapter"
+
+
+@dataclass(frozen=True)
+class Base:
+    """What ``base.json`` says of the model beneath the adapters.
+
+    Args:
+        path: A directory, whole, or the name of a packaged checkpoint or on the hub.
+        fingerprint: Of the weights in its files.
+        adapters: Their names, in the order in which they were put in.
+        changed: Parts whose weights are not in those files.
+        quantized: A regular expression that matches the linear maps in 4 bits; None: none is.
+    """
+
+    path: str
+    fingerprint: str
+    adapters: list[str]
+    changed: list[str]
+    quantized: str | None = None
+
+    @classmethod
+    def read(cls, folder: Path | str) -> Self:
+        try:
+            return cls(**json.loads((Path(folder) / BASE).read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(f"backbone.path: {Path(folder) / BASE} cannot be read: {error}") from None
+
+
+def beneath(path: str) -> tuple[str, frozenset[str]]:
+    """Where the model lies that was there before adapters, and which parts of it are others by now."""
+    folder = locate(path)
+    if is_adapted(folder):
+        base = Base.read(folder)
+        return base.path, frozenset(base.changed)
+    return path if path in packaged() or not Path(path).is_dir() else str(Path(path).resolve()), frozenset()
+
+
+def is_adapted(folder: Path | str) -> bool:
+    """Whether ``save_adapted`` wrote it."""
+    return (Path(folder) / BASE).is_file()
+
+
+def save_adapted(backbone: Parted, folder: Path, base: str, dtype: Dtype | None) -> None:
+    """Write what tells a model with adapters from the one it was trained from.
+
+    These are the adapters, in peft's format; the parts that train beside them, or were others from the beginning,
+    whole; and where the rest is. A model that came from such a directory names what that names.
+
+    Args:
+        base: Where what no training changed was read from, as ``beneath`` says.
+        dtype: Of what is written; None: as it is.
+    """
+    model, added = backbone.model, {id(parameter) for parameter in adapter_parameters(backbone.model)}
+    trained = {part for each, part in backbone.part_of() if each.requires_grad and id(each) not in added}
+    changed = sorted(backbone.changed | trained)
+    weights = _of_parts(backbone, changed)
+    if dtype is not None:
+        weights = {name: each.to(getattr(torch, dtype)) for name, each in weights.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(weights, folder / TRAINED, metadata={"format": "pt"})
+    write_adapters(model, folder / ADAPTER, base=base, dtype=dtype)
+    model.config.save_pretrained(folder)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
+    said = Base(base, _fingerprint(base), list(adapters_of(model)), changed, quantized_pattern(model))
+    (folder / BASE).write_text(json.dumps(asdict(said), indent=2) + "\n")
+
+
+def read_adapted(folder: str, read: Callable[[str], Any]) -> Any:
+    """Put a model with adapters together again.
+
+    Args:
+        read: Reads the model that it was trained from.
+
+    Raises:
+        InputError: That one is missing, or has other weights by now, or the directory is damaged.
+    """
+    base = Base.read(folder)
+    try:
+        found = _fingerprint(base.path)
+    except (InputError, OSError, SafetensorError) as error:
+        raise InputError(
+            f"backbone.path: {folder} holds what changed in training from {base.path}, which cannot be read "
+            f"({str(error).strip().splitlines()[0]}); put it back, or write into {Path(folder) / BASE} where it is now"
+        ) from None
+    if found != base.fingerprint:
+        raise InputError(
+            f"backbone.path: {folder} holds what changed in training from {base.path}, whose weights are others by now "
+            f"(fingerprint {found}, then {base.fingerprint}); put back those it was trained from"
+        )
+    model = read(base.path)
+    try:
+        unexpected = model.load_state_dict(load_file(Path(folder) / TRAINED), strict=False).unexpected_keys
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"backbone.path: {Path(folder) / TRAINED} cannot be read: {error}") from None
+    if unexpected:
+        raise InputError(f"backbone.path: {Path(folder) / TRAINED} does not fit {base.path}: {unexpected[0]}")
+    if base.quantized is not None:
+        quantize(model, base.quantized)
+    read_adapters(model, Path(folder) / ADAPTER, base.adapters)
+    return model
+
+
+def _of_parts(backbone: Parted, parts: Sequence[str]) -> dict[str, Tensor]:
+    """The weights of some parts without their adapters; tied ones are one."""
+    wanted = {each.data_ptr() for part in parts for each in backbone.parts[part].state_dict().values()}
+    found = {each.data_ptr(): (name, each) for name, each in unadapted_weights(backbone.model).items()}
+    return {name: each.contiguous() for place, (name, each) in found.items() if place in wanted}
+
+
+def _fingerprint(path: str) -> str:
+    folder = locate(path)
+    index = cached_file(folder, SAFE_WEIGHTS_INDEX_NAME, _raise_exceptions_for_missing_entries=False)
+    names = (SAFE_WEIGHTS_NAME,)
+    if index is not None:
+        names = tuple(sorted(set(json.loads(Path(index).read_text())["weight_map"].values())))
+    return files_fingerprint(Path(cached_file(folder, name)) for name in names)

@@ -1,0 +1,192 @@
+"""A backbone with adapters is saved as what changed, and read as it was."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import CLIPConfig, SiglipConfig
+
+from alignlab import InputError
+from alignlab.adapters import DoRA, Full, LoRA, adapter_parameters, has_adapters
+from alignlab.backbones import Backbone, DualEncoder, open_backbone, open_encoder
+from alignlab.backbones.tiny import write_tiny_dual
+
+
+@pytest.fixture
+def tokens(tiny_backbone, examples):
+    return tiny_backbone.encoder.batch(examples[:3], ("conversation",)).conversation
+
+
+def disturb(backbone):
+    """As training would, so that all that trains counts."""
+    for parameter in backbone.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.05 * torch.randn_like(parameter)
+    return backbone.eval()
+
+
+def trained(path, adapter, **settings):
+    backbone = Backbone(str(path), **settings)
+    adapter.apply(backbone)
+    return disturb(backbone)
+
+
+def size(folder):
+    return sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("kind", [LoRA, DoRA])
+def test_what_is_read_computes_bit_for_bit_what_was_saved(tiny_path, tmp_path, tokens, kind):
+    saved = trained(tiny_path, kind(rank=2, parts=["vision_tower", "language_model"], train=["projector"]))
+    saved.save(tmp_path / "a")
+    read = open_backbone(str(tmp_path / "a")).eval()
+    assert torch.equal(read(tokens).logits, saved(tokens).logits)
+    assert not torch.allclose(Backbone(str(tiny_path)).eval()(tokens).logits, saved(tokens).logits, atol=1e-2)
+    assert has_adapters(read.model)
+    assert not any(parameter.requires_grad for parameter in read.parameters())
+    assert size(tmp_path / "a") < 0.5 * size(tiny_path)
+    assert open_encoder(str(tmp_path / "a")).image_token_id == saved.encoder.image_token_id
+
+
+def test_reading_draws_nothing_from_the_global_generator(tiny_path, tmp_path):
+    trained(tiny_path, LoRA(rank=2)).save(tmp_path / "a")
+    torch.manual_seed(3)
+    Backbone(str(tmp_path / "a"))
+    after = torch.rand(3)
+    torch.manual_seed(3)
+    assert torch.equal(torch.rand(3), after)
+
+
+def test_plain_peft_puts_the_adapter_on_the_plain_base(tiny_path, tmp_path, tokens):
+    from peft import PeftModel
+    from transformers import AutoModelForImageTextToText
+
+    saved = trained(tiny_path, LoRA(rank=2))
+    saved.save(tmp_path / "a")
+    plain = AutoModelForImageTextToText.from_pretrained(tiny_path)
+    plain = PeftModel.from_pretrained(plain, tmp_path / "a" / "adapter").eval()
+    logits = plain(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, **tokens.vision).logits
+    assert torch.equal(logits, saved(tokens).logits)
+
+
+def test_two_sets_of_adapters_are_saved_one_folder_each(tiny_path, tmp_path, tokens):
+    trained(tiny_path, LoRA(rank=2, train=["projector"])).save(tmp_path / "a")
+    second = trained(tmp_path / "a", LoRA(rank=3, modules=["v_proj"]))
+    second.save(tmp_path / "b")
+    assert {path.name for path in (tmp_path / "b" / "adapter").iterdir()} == {"lora", "lora-2"}
+    shutil.rmtree(tmp_path / "a")  # what b names is what a named
+    assert torch.equal(Backbone(str(tmp_path / "b")).eval()(tokens).logits, second(tokens).logits)
+
+
+def test_fresh_and_taken_parts_are_saved_with_the_adapters(tiny_path, tmp_path, tokens):
+    Full(parts=["vision_tower"]).apply(donor := Backbone(str(tiny_path)))
+    disturb(donor).save(tmp_path / "donor")
+    torch.manual_seed(1)
+    made = trained(tiny_path, LoRA(rank=2), fresh=["projector"], take={"vision_tower": str(tmp_path / "donor")})
+    made.save(tmp_path / "a")
+    again = Backbone(str(tmp_path / "a")).eval()
+    assert torch.equal(again(tokens).logits, made(tokens).logits)
+    again.save(tmp_path / "b")  # frozen by now, still others than the base's
+    assert torch.equal(Backbone(str(tmp_path / "b")).eval()(tokens).logits, made(tokens).logits)
+
+
+def test_a_part_is_taken_with_its_adapters_merged(tiny_path, tmp_path, tokens):
+    saved = trained(tiny_path, LoRA(rank=2, train=["projector"]))
+    saved.save(tmp_path / "a")
+    taken = Backbone(str(tiny_path), take={part: str(tmp_path / "a") for part in ("projector", "language_model")})
+    assert not has_adapters(taken.model)
+    assert torch.allclose(taken.eval()(tokens).logits, saved(tokens).logits, atol=1e-5)
+    with pytest.raises(InputError, match="the language_model of .* has adapters"):
+        Backbone(str(tmp_path / "a"), take={"language_model": str(tiny_path)})
+
+
+def test_a_language_model_with_adapters_reads_texts_for_a_dual_encoder(tiny_path, tmp_path, examples):
+    saved = trained(tiny_path, LoRA(rank=2))
+    saved.save(tmp_path / "a")
+    torch.manual_seed(0)
+    dual = DualEncoder(str(tiny_path), text_tower=str(tmp_path / "a")).eval()
+    contents = [("a red square",), ("two blue circles",)]
+    read = dual.read(dual.encoder.contents(contents))
+    hidden = saved.embed(saved.encoder.contents(contents))
+    assert torch.allclose(read, hidden, atol=1e-5) or read.shape == hidden.shape
+    plain = DualEncoder(str(tiny_path), text_tower=str(tiny_path)).eval()
+    assert not torch.allclose(read, plain.read(plain.encoder.contents(contents)), atol=1e-2)
+    assert not has_adapters(dual)
+
+
+@pytest.mark.parametrize("kind", [CLIPConfig, SiglipConfig])
+@pytest.mark.parametrize("adapter", [LoRA, DoRA])
+def test_a_dual_encoder_is_saved_merged(tmp_path, examples, kind, adapter):
+    torch.manual_seed(0)
+    write_tiny_dual(tmp_path / "dual", kind)
+    backbone = DualEncoder(str(tmp_path / "dual"))
+    adapter(rank=2, parts=["vision_tower", "language_model"], train=["projector"]).apply(backbone)
+    disturb(backbone).save(tmp_path / "a")
+    batch = backbone.encoder.batch(examples[:3], ("query", "target"))
+    read = open_backbone(str(tmp_path / "a")).eval()
+    assert not has_adapters(read)
+    for tokens in (batch.query, batch.target):
+        assert torch.allclose(read.embed(tokens), backbone.embed(tokens), atol=1e-5)
+    assert has_adapters(backbone)
+    assert not any(layer.merged for layer in backbone.modules() if hasattr(layer, "merged_adapters"))
+
+
+def test_a_composed_dual_encoder_is_saved_merged(tiny_path, tmp_path, examples):
+    backbone = DualEncoder(str(tiny_path), text_tower=str(tiny_path))
+    LoRA(rank=2, parts=["projector", "language_model"], train=["vision_tower"]).apply(backbone)
+    disturb(backbone).save(tmp_path / "a")
+    batch = backbone.encoder.batch(examples[:3], ("query", "target"))
+    read = open_backbone(str(tmp_path / "a")).eval()
+    for tokens in (batch.query, batch.target):
+        assert torch.allclose(read.embed(tokens), backbone.embed(tokens), atol=1e-5)
+
+
+def test_weights_are_written_in_the_type_asked_for(tiny_path, tmp_path, tokens):
+    saved = trained(tiny_path, LoRA(rank=2, train=["projector"]))
+    saved.save(tmp_path / "a", dtype="bfloat16")
+    for file in (tmp_path / "a").rglob("*.safetensors"):
+        assert {each.dtype for each in load_file(file).values()} == {torch.bfloat16}
+    read = Backbone(str(tmp_path / "a")).eval()
+    assert torch.allclose(read(tokens).logits, saved(tokens).logits, atol=0.1)
+
+
+def test_a_missing_and_a_changed_base_are_named(tiny_path, tmp_path):
+    shutil.copytree(tiny_path, tmp_path / "base")
+    trained(tmp_path / "base", LoRA(rank=2)).save(tmp_path / "a")
+    weights = load_file(tmp_path / "base" / "model.safetensors")
+    name = next(iter(weights))
+    weights[name] = weights[name] + 1
+    save_file(weights, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=f"changed in training from {tmp_path}/base, whose weights are others by now"):
+        Backbone(str(tmp_path / "a"))
+    shutil.rmtree(tmp_path / "base")
+    with pytest.raises(InputError, match=f"{tmp_path}/base, which cannot be read .*write into .*base.json"):
+        Backbone(str(tmp_path / "a"))
+
+
+@pytest.mark.parametrize("damage", ["trained", "adapter", "base", "names"])
+def test_a_damaged_directory_gets_one_clear_message(tiny_path, tmp_path, damage):
+    trained(tiny_path, LoRA(rank=2, train=["projector"])).save(tmp_path / "a")
+    if damage == "trained":
+        (tmp_path / "a" / "trained.safetensors").write_bytes(b"none")
+    elif damage == "adapter":
+        file = tmp_path / "a" / "adapter" / "adapter_model.safetensors"
+        weights = load_file(file)
+        weights.popitem()
+        save_file(weights, file)
+    elif damage == "base":
+        (tmp_path / "a" / "base.json").write_text("{}")
+    else:
+        said = json.loads((tmp_path / "a" / "base.json").read_text())
+        (tmp_path / "a" / "base.json").write_text(json.dumps({**said, "adapters": ["one", "two"]}))
+    with pytest.raises(InputError, match=str(tmp_path / "a")):
+        Backbone(str(tmp_path / "a"))
+
+
+def test_without_adapters_the_whole_model_is_written(tiny_backbone, tmp_path):
+    tiny_backbone.save(tmp_path)
+    assert not (tmp_path / "base.json").exists()
+    assert (tmp_path / "model.safetensors").exists()
+    assert not list(adapter_parameters(tiny_backbone))
