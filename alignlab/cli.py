@@ -95,6 +95,14 @@ def _make_parser() -> tuple[argparse.ArgumentParser, Any]:
     pairs.add_argument("--output", type=Path, metavar="DIR", required=True, help="the folder (parquet files, as trl's)")
     pairs.add_argument("--model", metavar="MODEL", required=True, help=BACKBONE)
     pairs.epilog = PAIRS_EPILOG
+    export = _command(
+        commands, "export", _export, "write a finished run's backbone for plain transformers, adapters merged"
+    )
+    export.add_argument("source", type=Path, metavar="RUN_DIR", help="a run directory, or a backbone's")
+    export.add_argument("output", type=Path, metavar="OUT", help="a directory that is not there yet, or empty")
+    export.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights (default: as they are)"
+    )
     certify = _command(commands, "certify", _certify, "show that nothing silently changes an objective's gradients")
     certify.add_argument("objective", nargs="?", metavar="OBJECTIVE", help="a name, a class path, or a config's YAML")
     certify.add_argument("--all", action="store_true", help="all objectives of alignlab")
@@ -292,6 +300,18 @@ def _pairs(arguments: argparse.Namespace, rest: list[str]) -> int:
         audit = build(config, arguments.output, arguments.model, settings, on_progress=on_progress)
     show(audit)
     print(f"{arguments.output}: {audit.kept} preference pairs{', there already' if finished else ''}")
+    return 0
+
+
+def _export(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from alignlab.experiment.export import export
+    from alignlab.experiment.run import quiet_libraries
+
+    quiet_libraries()
+    reason = export(arguments.source, arguments.output, dtype=arguments.dtype)
+    if reason is not None:
+        print(f"adapters not merged: {reason}; README.md says how both are loaded")
+    print(f"model: {arguments.output}")
     return 0
 
 

@@ -51,9 +51,8 @@ def read_adapters(model: Any, folder: Path, names: Sequence[str]) -> None:
 
     places = {name: _place(folder, name, names) for name in names}
     try:
-        if any(
-            json.loads((place / "adapter_config.json").read_text())["peft_type"] == "PLORA" for place in places.values()
-        ):
+        said = [json.loads((place / "adapter_config.json").read_text()) for place in places.values()]
+        if any(each["peft_type"] == "PLORA" for each in said):
             import alignlab.adapters.plora  # noqa: F401  so that peft knows the type
         configs = {name: PeftConfig.from_pretrained(str(place)) for name, place in places.items()}
         with torch.random.fork_rng(devices=[]):  # what is drawn is not what is kept

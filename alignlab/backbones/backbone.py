@@ -11,15 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText
 
 from alignlab.adapters import has_adapters
-from alignlab.adapters.merging import fold
-from alignlab.adapters.placing import adapters_of
-from alignlab.backbones import blind
+from alignlab.backbones import blind, vlm
 from alignlab.backbones.answers import Answers, apart, is_causal, joined, masks_given, one_prompt, takes_masks
 from alignlab.backbones.encoding import Encoder
-from alignlab.backbones.reading import random_model, read_model
 from alignlab.backbones.saving import beneath, save_adapted
 from alignlab.batch import Tokens
 from alignlab.errors import InputError
@@ -75,11 +71,11 @@ class Backbone(Parted):
         super().__init__()
         self.path = path
         settings = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
-        self.model = _load(path, settings) if set(fresh) != set(PARTS) else _random(path, settings)
+        self.model = vlm.read(path, settings) if set(fresh) != set(PARTS) else vlm.draw(path, settings)
         if fresh and set(fresh) != set(PARTS):
-            self.transplant(_parts(_random(path, settings)), fresh, "fresh")
+            self.transplant(vlm.parts_of(vlm.draw(path, settings)), fresh, "fresh")
         for part, donor in (take or {}).items():
-            self.transplant(_giving(donor, part, settings), (part,), f"take from {donor}")
+            self.transplant(vlm.giving(donor, part, settings), (part,), f"take from {donor}")
         self.base, before = beneath(path)
         self.changed = before | {*fresh, *(take or ())}
         self.encoder = Encoder.load(path, max_length=max_length)
@@ -88,7 +84,7 @@ class Backbone(Parted):
     @property
     def parts(self) -> dict[str, nn.ModuleList]:
         """The modules of each part; the projector is what stands between the vision tower and the decoder."""
-        return _parts(self.model)
+        return vlm.parts_of(self.model)
 
     @property
     def head(self) -> nn.Module:
@@ -97,6 +93,11 @@ class Backbone(Parted):
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    def transplant(self, donor: Mapping[str, nn.ModuleList], parts: Sequence[Part], who: str) -> None:
+        if adapted := [part for part in parts if has_adapters(self.parts[part])]:
+            raise InputError(f"backbone: {who}: the {adapted[0]} of {self.path} has adapters, which fit no other one")
+        super().transplant(donor, parts, who)
 
     def forward(self, tokens: Tokens, *, logits_at: Tensor | None = None, features: Any = None) -> Output:
         """Run the model once.
@@ -392,31 +393,3 @@ def _looked_at(tokens: Tokens, everywhere: bool) -> Tensor:
 
 def _bounded(logits: Tensor, cap: float | None) -> Tensor:
     return logits if cap is None else torch.tanh(logits / cap) * cap
-
-
-def _load(path: str, settings: dict[str, Any]) -> Any:
-    return read_model(AutoModelForImageTextToText, path, settings, what="vision-language model")
-
-
-def _giving(path: str, part: Part, settings: dict[str, Any]) -> dict[str, nn.ModuleList]:
-    """The parts of a model, of which one is to be taken, with its adapters merged."""
-    model = _load(path, settings)
-    parts = _parts(model)
-    fold(parts[part], adapters_of(model), f"backbone.take: the {part} of {path}")
-    return parts
-
-
-def _random(path: str, settings: dict[str, Any]) -> Any:
-    return random_model(AutoModelForImageTextToText, path, settings, what="vision-language model")
-
-
-def _parts(model: Any) -> dict[str, nn.ModuleList]:
-    vision_tower, decoder = model.get_encoder(modality="image"), model.get_decoder()
-    between = [module for module in model.base_model.children() if module is not vision_tower and module is not decoder]
-    # Some families keep single vectors beside the modules, such as the mark between the rows of an image.
-    between += [nn.ParameterList(model.base_model.parameters(recurse=False))]
-    return {
-        "vision_tower": nn.ModuleList([vision_tower]),
-        "projector": nn.ModuleList(between),
-        "language_model": nn.ModuleList([decoder, model.get_output_embeddings()]),
-    }

@@ -78,7 +78,7 @@ def save_adapted(backbone: Parted, folder: Path, base: str, dtype: Dtype | None)
     model, added = backbone.model, {id(parameter) for parameter in adapter_parameters(backbone.model)}
     trained = {part for each, part in backbone.part_of() if each.requires_grad and id(each) not in added}
     changed = sorted(backbone.changed | trained)
-    weights = _of_parts(backbone, changed)
+    weights = weights_of(backbone, changed)
     if dtype is not None:
         weights = {name: each.to(getattr(torch, dtype)) for name, each in weights.items()}
     folder.mkdir(parents=True, exist_ok=True)
@@ -89,6 +89,13 @@ def save_adapted(backbone: Parted, folder: Path, base: str, dtype: Dtype | None)
         model.generation_config.save_pretrained(folder)
     said = Base(base, _fingerprint(base), list(adapters_of(model)), changed, quantized_pattern(model))
     (folder / BASE).write_text(json.dumps(asdict(said), indent=2) + "\n")
+
+
+def weights_of(backbone: Parted, parts: Sequence[str]) -> dict[str, Tensor]:
+    """The weights of some parts without their adapters; tied ones are one."""
+    wanted = {each.data_ptr() for part in parts for each in backbone.parts[part].state_dict().values()}
+    found = {each.data_ptr(): (name, each) for name, each in unadapted_weights(backbone.model).items()}
+    return {name: each.contiguous() for place, (name, each) in found.items() if place in wanted}
 
 
 def read_adapted(folder: str, read: Callable[[str], Any]) -> Any:
@@ -124,13 +131,6 @@ def read_adapted(folder: str, read: Callable[[str], Any]) -> Any:
         quantize(model, base.quantized)
     read_adapters(model, Path(folder) / ADAPTER, base.adapters)
     return model
-
-
-def _of_parts(backbone: Parted, parts: Sequence[str]) -> dict[str, Tensor]:
-    """The weights of some parts without their adapters; tied ones are one."""
-    wanted = {each.data_ptr() for part in parts for each in backbone.parts[part].state_dict().values()}
-    found = {each.data_ptr(): (name, each) for name, each in unadapted_weights(backbone.model).items()}
-    return {name: each.contiguous() for place, (name, each) in found.items() if place in wanted}
 
 
 def _fingerprint(path: str) -> str:

@@ -13,6 +13,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import distributed
 
 from alignlab.backbones import Backbone, DualEncoder, locate, open_backbone
+from alignlab.backbones.plain import write_plain
+from alignlab.backbones.saving import is_adapted
 from alignlab.errors import InputError
 from alignlab.experiment import commands, record
 from alignlab.experiment.config import Experiment, digest
@@ -215,11 +217,13 @@ def _refuse_processes(what: str) -> None:
 def _start(experiment: Experiment, folder: Path) -> str:
     """The directory, or hub name, from which an objective would start, too, fresh parts included."""
     settings = experiment.backbone
-    if settings["fresh"] or settings["take"] or settings["text_tower"]:
-        with record.writing(folder):
-            experiment.make_backbone().save(folder)
-        return str(folder.absolute())
     path = locate(settings["path"])
+    if settings["fresh"] or settings["take"] or settings["text_tower"] or is_adapted(path):
+        with record.writing(folder):
+            reason = write_plain(experiment.make_backbone(), folder)
+        if reason is not None:
+            raise InputError(f"command: it cannot start from {path}, whose adapters cannot be merged: {reason}")
+        return str(folder.absolute())
     return str(Path(path).absolute()) if Path(path).is_dir() else path
 
 

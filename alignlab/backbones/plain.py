@@ -1,0 +1,53 @@
+"""plain: a backbone as a directory that plain transformers reads, and peft where adapters stay apart."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from alignlab.adapters import has_adapters
+from alignlab.adapters.merging import merged_weights, unadapted_weights, why_apart
+from alignlab.adapters.placing import adapters_of
+from alignlab.adapters.quantizing import quantized_pattern
+from alignlab.adapters.storing import write_adapters
+from alignlab.backbones import vlm
+from alignlab.backbones.backbone import Backbone
+from alignlab.backbones.dual import DualEncoder
+from alignlab.backbones.saving import ADAPTER, weights_of
+from alignlab.backbones.towers import in_type
+from alignlab.modules.parted import Dtype
+
+
+def write_plain(
+    backbone: Backbone | DualEncoder, folder: Path, *, dtype: Dtype | None = None, place: Path | None = None
+) -> str | None:
+    """Write a backbone whole, with its adapters merged where that is exact, and beside it where it is not.
+
+    Args:
+        dtype: Of the weights; None: as they are.
+        place: Where the directory will be, for what peft notes of it; None: where it is written.
+
+    Returns:
+        Why the adapters are apart, in ``adapter``; None: there are plain weights alone.
+    """
+    if isinstance(backbone, DualEncoder) or not has_adapters(backbone.model):
+        backbone.save(folder, dtype=dtype)
+        return None
+    model, configs = backbone.model, adapters_of(backbone.model)
+    reason = why_apart(model, configs)
+    if quantized_pattern(model) is not None:
+        model = _unquantized(backbone)
+    weights = unadapted_weights(model) if reason else merged_weights(model, configs)
+    model.save_pretrained(folder, state_dict=in_type(weights, dtype))
+    backbone.encoder.processor.save_pretrained(folder)
+    if reason:
+        write_adapters(backbone.model, folder / ADAPTER, base=str((place or folder).absolute()), dtype=dtype)
+    return reason
+
+
+def _unquantized(backbone: Backbone) -> Any:
+    """The model beneath the adapters as it was before its linear maps were put into 4 bits."""
+    model = vlm.read(backbone.base, {"dtype": backbone.model.dtype})
+    with torch.no_grad():
+        model.load_state_dict(weights_of(backbone, sorted(backbone.changed)), strict=False)
+    return model

@@ -1,0 +1,86 @@
+"""export: a run's backbone as a directory that plain transformers and peft load."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from alignlab.adapters.placing import adapters_of
+from alignlab.adapters.quantizing import quantized_pattern
+from alignlab.backbones import Backbone, open_backbone
+from alignlab.backbones.plain import write_plain
+from alignlab.backbones.saving import ADAPTER
+from alignlab.errors import InputError
+from alignlab.experiment import record
+from alignlab.experiment.run import load
+from alignlab.modules.parted import Dtype
+
+README = """\
+# A model, and its adapters beside it
+
+The adapters are not merged: {reason}. They are put onto the model in front of them so:
+
+```python
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from peft import PeftModel
+{more}
+folder = "."  # this directory
+model = AutoModelForImageTextToText.from_pretrained(folder)
+processor = AutoProcessor.from_pretrained(folder)
+{lines}
+model.eval()
+```
+"""
+
+PARTIAL = "import alignlab.adapters.plora  # which tells peft of branches that only some tokens take\n"
+QUANTIZED = "from alignlab.adapters.quantizing import quantize\n"
+
+
+def export(source: Path, output: Path, *, dtype: Dtype | None = None) -> str | None:
+    """Write a backbone, with its adapters merged where that is exact, and beside it where it is not.
+
+    Args:
+        source: A run directory, or a backbone's.
+        output: A directory that is empty, or not there; it appears whole or not at all.
+        dtype: Of the weights; None: as they are.
+
+    Returns:
+        Why the adapters are apart, in ``output/adapter``; None: there are plain weights alone.
+
+    Raises:
+        InputError: There is no such backbone, or something is in ``output``.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"{output} is there already, and no empty directory; nothing was written")
+    backbone = load(source) if (source / "config.yaml").is_file() else open_backbone(str(source)).eval()
+    where = output.absolute()
+    with record.writing(where):
+        where.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{where.name}.", suffix=".partial", dir=where.parent))
+        try:
+            reason = write_plain(backbone, partial, dtype=dtype, place=where)
+            if reason is not None:
+                (partial / "README.md").write_text(readme(backbone, reason))
+            partial.chmod(0o755)  # as other directories, not as temporary ones
+            os.replace(partial, where)  # over an empty directory, too
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return reason
+
+
+def readme(backbone: Backbone, reason: str) -> str:
+    """How what is exported is loaded."""
+    configs = adapters_of(backbone.model)
+    more, lines = "", []
+    if any(config.peft_type == "PLORA" for config in configs.values()):
+        more += PARTIAL
+    if (quantized := quantized_pattern(backbone.model)) is not None:
+        more += QUANTIZED
+        lines.append(f'quantize(model, r"{quantized}")  # as in training; without it the model is another one')
+    first, *others = configs
+    at = {name: f'folder + "/{ADAPTER}"' if not others else f'folder + "/{ADAPTER}/{name}"' for name in configs}
+    lines.append(f'model = PeftModel.from_pretrained(model, {at[first]}, adapter_name="{first}")')
+    lines += [f'model.load_adapter({at[name]}, adapter_name="{name}")' for name in others]
+    if others:
+        lines.append(f"model.base_model.set_adapter({list(configs)!r})  # all of them at once")
+    return README.format(reason=reason, more=more, lines="\n".join(lines))
