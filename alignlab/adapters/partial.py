@@ -1,14 +1,12 @@
 """PLoRA: low-rank branches that only some tokens take."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 from alignlab.adapters.base import Adapter
 from alignlab.adapters.placing import Places, add, check_numbers, check_parts
+from alignlab.adapters.visual import Scope
 from alignlab.errors import InputError
 from alignlab.modules.parted import Part, Parted
-
-Scope = Literal["visual", "text", "all"]
 
 
 class PLoRA(Adapter):
