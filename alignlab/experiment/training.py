@@ -17,6 +17,7 @@ from alignlab.errors import InputError
 from alignlab.experiment import commands, record
 from alignlab.experiment.config import Experiment, digest
 from alignlab.experiment.fitting import fit
+from alignlab.modules.parted import start_of
 
 if TYPE_CHECKING:
     from alignlab.experiment.wandb import Mirror
@@ -157,6 +158,7 @@ def _let_train(config: dict[str, Any], experiment: Experiment, output: Path, not
     except InputError as error:
         said = str(error).removeprefix("backbone.path: ")
         raise InputError(f"command: what it left is no model to be judged: {said}") from None
+    backbone.start = start_of(**{name: experiment.backbone[name] for name in ("path", "fresh", "take")})
     costs = {
         "objective": None,
         "command": experiment.command,
