@@ -48,13 +48,16 @@ def named(tensors, part):
 
 
 def test_a_run_directory_is_complete(config, tmp_path):
-    metrics = run(resolve(config), tmp_path / "run")
+    seen = []
+    metrics = run(resolve(config), tmp_path / "run", on_progress=seen.append)
     folder = tmp_path / "run"
     assert json.loads((folder / "metrics.json").read_text()) == metrics
     assert {"caption/exact", "retrieval/image_to_text_r1"} <= set(metrics["scores"])
     assert metrics["steps"] == 7 and metrics["samples"] == 56 and metrics["tokens"] > 56 * 36
     assert 0 < metrics["seconds"]["fit"] < 100 and 0 < metrics["seconds"]["evaluate"] < 100
     assert metrics["parameters"]["trained"] == metrics["parameters"]["total"] > 0
+    assert set(metrics["parameters"]["parts"]) == {"vision_tower", "projector", "language_model"}
+    assert [each.step for each in seen if each.parameters == metrics["parameters"]] == [0]
     curve = lines(folder / "curve.jsonl")
     assert [line["step"] for line in curve if "train/loss" in line] == list(range(1, 8))
     assert any("val/loss" in line for line in curve)
