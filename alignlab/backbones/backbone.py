@@ -20,7 +20,7 @@ from alignlab.backbones.saving import beneath, save_adapted
 from alignlab.batch import Tokens
 from alignlab.errors import InputError
 from alignlab.functional import supervised, upcast
-from alignlab.modules.parted import PARTS, Attention, Dtype, Part, Parted, evaluating
+from alignlab.modules.parted import PARTS, Attention, Dtype, Part, Parted, evaluating, start_of
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Backbone(Parted):
         max_length: int | None = None,
     ) -> None:
         super().__init__()
-        self.path = path
+        self.path, self.start = path, start_of(path, fresh, take)
         settings = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
         self.model = vlm.read(path, settings) if set(fresh) != set(PARTS) else vlm.draw(path, settings)
         if fresh and set(fresh) != set(PARTS):

@@ -17,7 +17,7 @@ from alignlab.backbones.towers import WHAT, JoinedTowers, Towers
 from alignlab.batch import Tokens
 from alignlab.functional import normalize
 from alignlab.modules import TextAdapter
-from alignlab.modules.parted import PARTS, Attention, Dtype, Part, Parted
+from alignlab.modules.parted import PARTS, Attention, Dtype, Part, Parted, start_of
 
 
 class DualEncoder(Parted):
@@ -51,7 +51,7 @@ class DualEncoder(Parted):
         max_length: int | None = None,
     ) -> None:
         super().__init__()
-        self.path = path
+        self.path, self.start = path, start_of(path, fresh, take)
         settings = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
         self.model = self._made(path, text_tower, settings, fresh)
         for part, donor in (take or {}).items():

@@ -9,6 +9,7 @@ from alignlab.evaluation.localization import LocalizationError
 from alignlab.evaluation.perplexity import TextPerplexity
 from alignlab.evaluation.pope import POPE
 from alignlab.evaluation.ranking import Ranking
+from alignlab.evaluation.retention import Retention
 from alignlab.evaluation.retrieval import Retrieval
 from alignlab.evaluation.vqa import VQAAccuracy
 from alignlab.evaluation.weights import TokenWeights
@@ -23,6 +24,7 @@ __all__ = [
     "Geometry",
     "LocalizationError",
     "Ranking",
+    "Retention",
     "Retrieval",
     "TextPerplexity",
     "TokenWeights",

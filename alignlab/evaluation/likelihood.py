@@ -1,16 +1,20 @@
-"""likelihood: how likely a backbone finds what a conversation's answers say."""
+"""likelihood: how likely backbones find what a conversation's answers say, and how far they are from each other."""
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from alignlab.backbones import Backbone
 from alignlab.batch import IGNORE, Tokens
-from alignlab.functional import upcast
+from alignlab.functional import divergence, upcast
 
 MOST_NATS = 100.0
 """What a token costs at most, and what one costs whose likelihood is not a number: scores are always finite."""
+
+CHUNK = 256
+"""Positions whose distributions are compared at once, since that takes several tensors as wide as the vocabulary."""
 
 
 class Likelihood(NamedTuple):
@@ -29,15 +33,41 @@ class Likelihood(NamedTuple):
 
 def likelihood(backbone: Backbone, tokens: Tokens) -> Likelihood:
     """Read the answers once, without gradients of one's own; the LM head runs where a token is supervised."""
+    targets, kept = _targets(tokens)
+    return _likelihood(upcast(backbone(tokens, logits_at=kept).logits), targets, kept)
+
+
+def compared(start: Backbone, tuned: Backbone, tokens: Tokens) -> tuple[Likelihood, Likelihood, Tensor]:
+    """Read the answers with two backbones of one vocabulary.
+
+    Returns:
+        The likelihoods of both, and (B,) float64, summed over the supervised tokens: KL(start || tuned) in nats.
+    """
+    targets, kept = _targets(tokens)
+    both = [upcast(backbone(tokens, logits_at=kept).logits) for backbone in (start, tuned)]  # (M, V) each
+    nats = torch.cat([divergence(*part) for part in zip(*(logits.split(CHUNK) for logits in both), strict=True)])
+    first, second = (_likelihood(logits, targets, kept) for logits in both)
+    return first, second, _summed(_bounded(nats), kept)
+
+
+def _targets(tokens: Tokens) -> tuple[Tensor, Tensor]:
+    """The supervised tokens (M,), and which positions predict them, (B, T) bool."""
     targets = F.pad(tokens.labels[:, 1:], (0, 1), value=IGNORE)  # (B, T): position t predicts label t + 1
     kept = targets != IGNORE
-    logits = upcast(backbone(tokens, logits_at=kept).logits)  # (M, V)
-    nats = F.cross_entropy(logits, targets[kept], reduction="none").nan_to_num(nan=MOST_NATS).clamp(max=MOST_NATS)
-    rows = kept.nonzero()[:, 0].cpu()
+    return targets[kept], kept
 
-    def summed(values: Tensor) -> Tensor:
-        values = values.cpu().double()
-        return values.new_zeros(len(tokens)).index_add(0, rows, values)
 
-    correct = logits.argmax(-1) == targets[kept]
-    return Likelihood(summed(-nats), summed(correct), summed(correct.new_ones(len(rows))))
+def _likelihood(logits: Tensor, targets: Tensor, kept: Tensor) -> Likelihood:
+    nats = _bounded(F.cross_entropy(logits, targets, reduction="none"))
+    correct = logits.argmax(-1) == targets
+    return Likelihood(_summed(-nats, kept), _summed(correct, kept), _summed(torch.ones_like(correct), kept))
+
+
+def _bounded(nats: Tensor) -> Tensor:
+    return nats.nan_to_num(nan=MOST_NATS).clamp(max=MOST_NATS)
+
+
+def _summed(values: Tensor, kept: Tensor) -> Tensor:
+    """Sums (B,) of values (M,) that stand where (B, T) says."""
+    values = values.cpu().double()
+    return values.new_zeros(len(kept)).index_add(0, kept.nonzero()[:, 0].cpu(), values)

@@ -12,6 +12,7 @@ from alignlab.data.base import ShuffledBatches, check_supplies
 from alignlab.errors import InputError
 from alignlab.experiment.config import Experiment, instantiate
 from alignlab.experiment.stages import named_stages, outlined
+from alignlab.modules.parted import start_of
 
 SAMPLE = 64
 """Examples whose lengths are checked."""
@@ -28,13 +29,15 @@ def preflight(config: Mapping[str, Any]) -> None:
     for part in (*stages.values(), config):
         whole = {**part, "stages": {}, "backbone": outlined(part["backbone"], stages)}
         whole["evaluators"] = [each for each in part["evaluators"] if not any(named_stages(each))]
+        start = start_of(**{name: part["backbone"][name] for name in ("path", "fresh", "take")})
         makers = _makers(part, stages)
         if makers:
             # Of what is not there yet, no more is known than what it will be made of, and how many there can be.
             most = [maker["pairs"]["num_examples"] for maker in makers if maker["pairs"]["num_examples"] is not None]
-            check({**whole, "data": makers[-1]["data"]}, to_be_built=part["data"], most=min(most, default=None))
+            data = {"data": makers[-1]["data"]}
+            check({**whole, **data}, start, to_be_built=part["data"], most=min(most, default=None))
         else:
-            check(whole)
+            check(whole, start)
 
 
 def _makers(part: Mapping[str, Any], stages: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -45,10 +48,17 @@ def _makers(part: Mapping[str, Any], stages: Mapping[str, Any]) -> list[Mapping[
     return makers
 
 
-def check(config: Mapping[str, Any], *, to_be_built: Mapping[str, Any] | None = None, most: int | None = None) -> None:
+def check(
+    config: Mapping[str, Any],
+    start: str | None,
+    *,
+    to_be_built: Mapping[str, Any] | None = None,
+    most: int | None = None,
+) -> None:
     """``preflight`` of one stage whose backbone's directories exist.
 
     Args:
+        start: The backbone's ``start``.
         to_be_built: The stage's data, where these are pairs that an earlier stage has yet to make of the config's.
         most: Examples that pairs are made of; None: all.
     """
@@ -61,6 +71,7 @@ def check(config: Mapping[str, Any], *, to_be_built: Mapping[str, Any] | None = 
     # Shapes are enough for a constructor to refuse its arguments, and on the meta device they cost nothing.
     with torch.device("meta"):
         backbone = open_backbone(**{**experiment.backbone, "fresh": PARTS, "take": None})
+        backbone.start = start
         try:
             objective = None if experiment.make_objective is None else experiment.make_objective(backbone)
         except (NotImplementedError, RuntimeError):

@@ -17,6 +17,7 @@ from alignlab.experiment.config import digest, dump, instantiate, read
 from alignlab.experiment.preflight import preflight
 from alignlab.experiment.stages import with_stages
 from alignlab.experiment.training import OnProgress, Progress, build_pairs, device_of, evaluate, train_and_judge
+from alignlab.modules.parted import start_of
 
 
 def run(
@@ -114,7 +115,10 @@ def load(run_directory: Path | str) -> Backbone | DualEncoder:
     """
     folder, config = Path(run_directory), _finished(Path(run_directory))
     given = {"path": str(folder / "backbone"), "fresh": [], "take": None, "text_tower": None}
-    return open_backbone(**{**config["backbone"], **given}).eval()
+    backbone = open_backbone(**{**config["backbone"], **given}).eval()
+    began = _located(config, _folders_of(folder, config))["backbone"]
+    backbone.start = start_of(**{name: began[name] for name in ("path", "fresh", "take")})
+    return backbone
 
 
 def evaluate_run(run_directory: Path, *, on_progress: OnProgress | None = None) -> dict[str, float]:

@@ -18,12 +18,13 @@ from rich.progress import (
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from alignlab.experiment.parameters import Parameters
     from alignlab.experiment.training import Progress as RunProgress
 
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[["RunProgress"], None]]:
-    """A bar with steps, remaining time and the latest loss; plain lines where the output is no terminal."""
+    """What trains, and a bar with steps, remaining time and the latest loss; plain lines where there is no terminal."""
     console = Console(file=sys.stderr)
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
@@ -33,6 +34,8 @@ def progress_bar() -> Iterator[Callable[["RunProgress"], None]]:
         task = bar.add_task("loading", total=None, loss="")
 
         def show(progress: "RunProgress") -> None:
+            if progress.parameters is not None:
+                console.print(parameters_table(progress.parameters))
             loss = progress.values.get("train/loss", progress.values.get("val/loss"))
             text = f"loss {loss:.4f}" if loss is not None else ""
             bar.update(
@@ -65,6 +68,20 @@ def counting_bar() -> Iterator[Callable[[str, int, int], None]]:
                 console.print(f"{what} {done}/{total}")
 
         yield show
+
+
+def parameters_table(parameters: "Parameters") -> Table:
+    """How many weights each part has, how many of them train, and their share of all that train."""
+    trained = max(parameters["trained"], 1)
+    table = Table("part", title="what trains", show_footer=True)
+    table.columns[0].footer = "all"
+    for name, key in (("parameters", "total"), ("trained", "trained")):
+        table.add_column(name, f"{parameters[key]:,}", justify="right")
+    table.add_column("share", f"{100 * parameters['trained'] / trained:.1f} %", justify="right")
+    for part, count in parameters["parts"].items():
+        share = f"{100 * count['trained'] / trained:.1f} %" if count["trained"] else ""
+        table.add_row(part, f"{count['total']:,}", f"{count['trained']:,}", share)
+    return table
 
 
 def scores_table(scores: Mapping[str, float]) -> None:

@@ -19,6 +19,8 @@ from alignlab.errors import InputError
 from alignlab.experiment import commands, record
 from alignlab.experiment.config import Experiment, digest
 from alignlab.experiment.fitting import fit
+from alignlab.experiment.parameters import Parameters, parameters_of
+from alignlab.modules.parted import start_of
 
 if TYPE_CHECKING:
     from alignlab.experiment.wandb import Mirror
@@ -26,12 +28,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is. ``values`` are the latest logged metrics."""
+    """How far a run is.
+
+    Args:
+        values: The latest logged metrics.
+        parameters: What trains, told when a training begins.
+    """
 
     stage: Literal["pairs", "fit", "evaluate", "done"]
     step: int
     max_steps: int
     values: Mapping[str, float]
+    parameters: Parameters | None = None
 
 
 OnProgress = Callable[[Progress], None]
@@ -103,6 +111,7 @@ def _train(config: dict[str, Any], experiment: Experiment, output: Path, notify:
     objective = experiment.make_objective(backbone)
     objective.optimization = experiment.optimization
     experiment.data.order_seed = config["seed"]
+    parameters = parameters_of(objective)
     spent, mirror = record.Consumption(), _mirror(config, experiment, output, type(objective).__name__)
     from_outside = "LOCAL_RANK" in os.environ  # by torchrun, say
     trainer = fit(
@@ -112,20 +121,16 @@ def _train(config: dict[str, Any], experiment: Experiment, output: Path, notify:
         output,
         checkpoint_every=config["checkpoint_every"],
         loggers=[mirror] if mirror else [],
-        callbacks=[spent, _Report(notify)],
+        callbacks=[spent, _Report(notify, parameters)],
     )
     if not trainer.is_global_zero:
         raise SystemExit(0)  # the other processes have nothing more to do
     device = trainer.strategy.root_device
     if not from_outside:
         _go_on_alone()
-    parameters = list(objective.parameters())
     costs = {
         "objective": type(objective).__name__,
-        "parameters": {
-            "total": sum(p.numel() for p in parameters),
-            "trained": sum(p.numel() for p in parameters if p.requires_grad),
-        },
+        "parameters": parameters,
         "steps": trainer.global_step,
         "samples": spent.samples,
         "tokens": int(spent.tokens),
@@ -159,6 +164,7 @@ def _let_train(config: dict[str, Any], experiment: Experiment, output: Path, not
     except InputError as error:
         said = str(error).removeprefix("backbone.path: ")
         raise InputError(f"command: what it left is no model to be judged: {said}") from None
+    backbone.start = start_of(**{name: experiment.backbone[name] for name in ("path", "fresh", "take")})
     costs = {
         "objective": None,
         "command": experiment.command,
@@ -257,10 +263,14 @@ def run_id(config: dict[str, Any], output: Path) -> str:
 
 
 class _Report(Callback):
-    """Tells how far training is."""
+    """Tells what trains, and how far it is."""
 
-    def __init__(self, notify: OnProgress) -> None:
-        self.notify = notify
+    def __init__(self, notify: OnProgress, parameters: Parameters) -> None:
+        self.notify, self.parameters = notify, parameters
+
+    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            self.notify(Progress("fit", trainer.global_step, 0, {}, self.parameters))
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *arguments: Any) -> None:
         if trainer.is_global_zero:

@@ -26,7 +26,7 @@ from alignlab.functional.corruption import (
     moco,
     random_crop,
 )
-from alignlab.functional.distillation import similarity_distillation, soft_label_kl
+from alignlab.functional.distillation import divergence, similarity_distillation, soft_label_kl
 from alignlab.functional.likelihood import sequence_logps, supervised, token_logps, upcast
 from alignlab.functional.processes import gather, total
 from alignlab.functional.weighting import logit_gain, visual_weights, weighted_mean, weighted_nll
@@ -38,6 +38,7 @@ __all__ = [
     "adjust_hue",
     "adjust_saturation",
     "diffusion_noise",
+    "divergence",
     "flip",
     "gather",
     "gaussian_blur",

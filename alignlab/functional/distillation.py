@@ -75,3 +75,20 @@ def soft_label_kl(scores: Tensor, soft_labels: Tensor, *, scale: float = 50.0) -
     log_q, log_p = (q + 1e-8).log(), (p + 1e-8).log()
     both = F.kl_div(log_q, p, reduction="batchmean") + F.kl_div(log_p, q, reduction="batchmean")
     return both / 2
+
+
+def divergence(p_logits: Tensor, q_logits: Tensor) -> Tensor:
+    """Divergence between two models' distributions over the vocabulary, at each position.
+
+        KL(P || Q) = sum_v p_v (log p_v - log q_v)
+
+    Args:
+        p_logits: (..., V), of any floating type; a word of logit -inf adds nothing.
+        q_logits: (..., V).
+
+    Returns:
+        (...) float64 in nats, >= 0; exactly 0 where the logits are the same bit by bit.
+    """
+    p, q = p_logits.double().log_softmax(-1), q_logits.double().log_softmax(-1)
+    terms = p.exp() * (p - q)
+    return terms.masked_fill(p == -torch.inf, 0.0).sum(-1).clamp(min=0.0)

@@ -23,6 +23,9 @@ class Parted(nn.Module):
     changed: frozenset[str] = frozenset()
     """Parts whose weights are not all those in the files that the model beneath its adapters was read from."""
 
+    start: str | None = None
+    """Where the language model that training begins with is read again, a directory or name; None: nowhere."""
+
     @property
     @abstractmethod
     def parts(self) -> dict[str, nn.ModuleList]:
@@ -55,6 +58,11 @@ class Parted(nn.Module):
                 self.parts[part].load_state_dict(donor[part].state_dict())
             except RuntimeError as error:
                 raise InputError(f"backbone: {who}: the {part} does not fit {self.path}: {error}") from None
+
+
+def start_of(path: str, fresh: Sequence[str], take: Mapping[str, str] | None) -> str | None:
+    """``Parted.start`` of what is made so: ``path``, unless its language model is drawn anew or another's."""
+    return None if "language_model" in {*fresh, *(take or {})} else path
 
 
 @contextmanager

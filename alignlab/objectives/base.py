@@ -16,6 +16,7 @@ from alignlab.batch import Batch
 from alignlab.data.base import AlignmentData, check_supplies
 from alignlab.errors import NotFinite
 from alignlab.functional import upcast
+from alignlab.objectives import saving
 from alignlab.objectives.averages import Averages
 from alignlab.objectives.optimization import Optimization, optimizer_and_schedule
 
@@ -66,6 +67,7 @@ class Objective(LightningModule):
         self._step_batches: list[tuple[tuple[str, ...], Tensor]] = []  # ids and loss of each micro-batch
         self._last_step: tuple[int, Tensor, list[tuple[tuple[str, ...], Tensor]]] | None = None
         self.logged: Mapping[str, float] = {}
+        self._frozen: dict[str, int] | None = None  # the fingerprint of what does not change while training
 
     @abstractmethod
     def loss(self, batch: Batch) -> Loss:
@@ -85,6 +87,7 @@ class Objective(LightningModule):
         """
 
     def setup(self, stage: str) -> None:
+        self._frozen = None
         data = self.trainer.datamodule
         check_supplies(type(self).__name__, self.requires, data)
         self.backbone.encoder.check(self.requires, who=type(self).__name__)
@@ -173,8 +176,15 @@ class Objective(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._stop_if_not_finite()
         checkpoint["unlogged"] = gathered(self._seen.rows)
+        if not self.trainer.strategy.restore_checkpoint_after_setup:  # else processes hold pieces of weights
+            if self._frozen is None:
+                self._frozen = saving.fingerprint(self.backbone)
+            saving.leave_out(checkpoint, self, self.backbone, self._frozen)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if saving.FROZEN in checkpoint:
+            self._frozen = saving.fingerprint(self.backbone)
+            saving.put_back(checkpoint, self, self.backbone, self._frozen)
         if len(checkpoint["unlogged"]) == self.trainer.world_size:
             rows, device = checkpoint["unlogged"][self.trainer.global_rank], self.trainer.strategy.root_device
             self._seen.rows = {names: [row.to(device) for row in kept] for names, kept in rows.items()}

@@ -22,6 +22,7 @@ from alignlab.evaluation import (
     Geometry,
     LocalizationError,
     Ranking,
+    Retention,
     Retrieval,
     TextPerplexity,
     TokenWeights,
@@ -43,6 +44,7 @@ EVALUATORS = (
     Ranking(num_examples=5, batch_size=2),
     Geometry(num_examples=5, batch_size=2),
     TextPerplexity(num_examples=5, batch_size=2),
+    Retention(base="scenes-parts-1", num_examples=5, batch_size=2),
     TokenWeights(num_examples=5, batch_size=2, num_pictures=2),
 )
 PICTURED = (CaptionAccuracy, VQAAccuracy, POPE, CHAIR, Composition, TokenWeights)
@@ -56,7 +58,7 @@ def test_scores_and_items_have_the_promised_form(evaluator: Evaluator, backbone,
     assert len({item["id"] for item in evaluation.items}) == len(evaluation.items) >= 5
     assert [item["id"] for item in evaluation.items][0].startswith("test-0")
     assert seen[-1][0] == seen[-1][1] and seen == sorted(seen)
-    if not isinstance(evaluator, TextPerplexity | Geometry | TokenWeights):
+    if not isinstance(evaluator, TextPerplexity | Retention | Geometry | TokenWeights):
         assert all(0 <= score <= 1 for name, score in evaluation.scores.items() if name not in ("mentions", "length"))
         assert {item["score"] for item in evaluation.items} <= {0.0, 0.5, 1.0}
     for index, item in enumerate(evaluation.items if isinstance(evaluator, PICTURED) else ()):
@@ -397,8 +399,8 @@ def test_what_reads_embeddings_alone_judges_a_dual_encoder_and_the_others_refuse
     dual = open_backbone(str(tiny_path), text_tower=str(tiny_path))
     for evaluator in (Retrieval(), Ranking(), Geometry(), Composition(by="similarity")):
         evaluator.check_backbone(dual)
-    writing = (CaptionAccuracy(), VQAAccuracy(), POPE(), CHAIR(), TextPerplexity(), Composition(), TokenWeights())
-    for evaluator in writing:
+    answering = (CaptionAccuracy(), VQAAccuracy(), POPE(), CHAIR())
+    for evaluator in (*answering, TextPerplexity(), Retention(), Composition(), TokenWeights()):
         with pytest.raises(InputError, match="needs a backbone that generates text, .* is a dual encoder"):
             evaluator.check_backbone(dual)
 

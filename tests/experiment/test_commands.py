@@ -71,6 +71,13 @@ def test_what_a_command_leaves_is_judged_and_saved_as_any_run(config, tmp_path, 
     assert (tmp_path / "run" / "command.log").stat().st_mtime_ns == before
 
 
+def test_what_a_command_leaves_is_compared_with_what_it_began_with(config, tmp_path):
+    config["evaluators"] = [{"class_path": "Retention", "init_args": {"num_examples": 4}}]
+    scores = run(resolve(config), tmp_path / "run")["scores"]
+    assert scores["retention/text_kl"] > 0.1
+    assert evaluate_run(tmp_path / "run") == scores
+
+
 def test_it_starts_from_fresh_parts_as_an_objective_would(config, tmp_path):
     fresh = {**config, "backbone": {**config["backbone"], "fresh": ["projector"]}, "evaluators": []}
     untrained = {**fresh, "command": None, "objective": "MLE", "trainer": {"max_steps": 0}}

@@ -48,13 +48,16 @@ def named(tensors, part):
 
 
 def test_a_run_directory_is_complete(config, tmp_path):
-    metrics = run(resolve(config), tmp_path / "run")
+    seen = []
+    metrics = run(resolve(config), tmp_path / "run", on_progress=seen.append)
     folder = tmp_path / "run"
     assert json.loads((folder / "metrics.json").read_text()) == metrics
     assert {"caption/exact", "retrieval/image_to_text_r1"} <= set(metrics["scores"])
     assert metrics["steps"] == 7 and metrics["samples"] == 56 and metrics["tokens"] > 56 * 36
     assert 0 < metrics["seconds"]["fit"] < 100 and 0 < metrics["seconds"]["evaluate"] < 100
     assert metrics["parameters"]["trained"] == metrics["parameters"]["total"] > 0
+    assert set(metrics["parameters"]["parts"]) == {"vision_tower", "projector", "language_model"}
+    assert [each.step for each in seen if each.parameters == metrics["parameters"]] == [0]
     curve = lines(folder / "curve.jsonl")
     assert [line["step"] for line in curve if "train/loss" in line] == list(range(1, 8))
     assert any("val/loss" in line for line in curve)
@@ -130,6 +133,21 @@ def test_evaluating_again_gives_the_same_scores_also_after_moving(config, tmp_pa
     shutil.move(tmp_path / "run", tmp_path / "moved")
     assert evaluate_run(tmp_path / "moved") == pytest.approx(metrics["scores"])
     assert (tmp_path / "moved" / "evaluation" / "scores.json").exists()
+
+
+def test_retention_compares_with_what_this_stage_began_with_also_after_moving(config, tmp_path):
+    config |= {
+        "evaluators": [{"class_path": "Retention", "init_args": {"num_examples": 4}}],
+        "adapter": {"class_path": "Full", "init_args": {"parts": ["projector"]}},
+        "trainer": {"max_steps": 1},
+        "stages": {"one": {"backbone": config["backbone"], "adapter": "Full", "evaluators": []}},
+        "backbone": {"path": "stage:one"},
+    }
+    scores = run(resolve(config), tmp_path / "run")["scores"]
+    # The first stage changed everything, the second the projector alone.
+    assert scores["retention/text_kl"] == 0.0 < scores["retention/image_kl"]
+    shutil.move(tmp_path / "run", tmp_path / "moved")
+    assert evaluate_run(tmp_path / "moved") == scores
 
 
 def test_load_gives_the_trained_backbone(config, tmp_path):
@@ -288,6 +306,14 @@ def test_the_last_checkpoint_is_that_of_the_last_step(config, tmp_path):
         ),
         ({"backbone": {"max_length": -5}}, "max_length must be at least 1"),
         ({"objective": "InfoNCE", "backbone": {"max_length": 44}}, "would cut a content of 48 tokens"),
+        (
+            {"evaluators": ["Retention"], "backbone": {"fresh": ["language_model"]}},
+            "drawn anew, or taken from elsewhere",
+        ),
+        (
+            {"evaluators": [{"class_path": "Retention", "init_args": {"base": "/nowhere"}}]},
+            "Retention: base: there is no directory '/nowhere'",
+        ),
         ({"evaluators": ["LocalizationError"]}, "LocalizationError needs a backbone that points"),
         ({"evaluators": [{"class_path": "Retrieval", "init_args": {"label": "a/b"}}]}, "its label names files"),
         (
