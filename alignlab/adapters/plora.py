@@ -239,8 +239,9 @@ class PartialLinear(Linear):
     tokens: VisualTokens
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if self.tokens.idle and not kwargs and not self.merged_adapters:
-            return self.base_layer(x, *args)
+        now = self.tokens.now
+        if now is not None and now.idle and not kwargs and not self.merged_adapters:
+            return self._modules["base_layer"](x, *args)  # as self.base_layer, which takes a while to find
         return super().forward(x, *args, **kwargs)
 
     def update_layer(self, adapter_name: str, *args: Any, config: LoraConfig, **kwargs: Any) -> None:

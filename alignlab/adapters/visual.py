@@ -76,10 +76,6 @@ class VisualTokens:
             self._handles.append(module.register_forward_hook(self._leave, always_call=True))
         self._suppressed = self._suppress(model)
 
-    @property
-    def idle(self) -> bool:
-        return self.now is not None and self.now.idle
-
     def selection(self, layer: str, shape: Sequence[int], adapter: str) -> Selection:
         """The visual tokens of this pass, for a layer whose input has some shape, (..., in).
 
