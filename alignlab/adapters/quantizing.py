@@ -39,6 +39,8 @@ def quantize(model: Any, names: str) -> None:
         )
         small.weight = Params4bit(weight.data, requires_grad=False, quant_type="nf4", module=small)
         small.bias = linear.bias
+        # Evaluating on a CPU would round its scales to bfloat16 for good, and with them the model that trains on.
+        small.support_avx512bf16_for_cpu = False
         model.set_submodule(name, small.to(weight.device))  # which is when it quantises
     model.is_loaded_in_4bit = True  # where peft looks
 

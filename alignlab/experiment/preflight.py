@@ -77,6 +77,7 @@ def check(
         except (NotImplementedError, RuntimeError):
             objective = None  # a constructor that reads weights cannot do so without them; it has its say later
         if experiment.adapter is not None:
+            backbone.changed = frozenset(experiment.backbone["fresh"])  # not all parts, as here
             experiment.adapter.apply(backbone)
     if experiment.pairs is not None and isinstance(backbone, DualEncoder):
         raise InputError(f"pairs need a backbone that generates text, but {backbone.path} is a dual encoder")

@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from adapting import disturb
 from transformers import CLIPConfig, SiglipConfig
 
 from alignlab import InputError
@@ -24,12 +25,6 @@ def duals(tmp_path_factory):
     for name, kind in (("clip", CLIPConfig), ("siglip", SiglipConfig)):
         write_tiny_dual(folder / name, kind)
     return folder
-
-
-def disturb(backbone):
-    """As training would, so that the branches count."""
-    for parameter in adapter_parameters(backbone.model):
-        torch.nn.init.normal_(parameter, std=0.1) if parameter.ndim > 1 else parameter.data.mul_(1.1)
 
 
 def adapted_names(backbone):

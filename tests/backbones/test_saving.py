@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from adapting import disturb, trained
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, SiglipConfig
 
@@ -17,20 +18,6 @@ from alignlab.backbones.tiny import write_tiny_dual
 @pytest.fixture
 def tokens(tiny_backbone, examples):
     return tiny_backbone.encoder.batch(examples[:3], ("conversation",)).conversation
-
-
-def disturb(backbone):
-    """As training would, so that all that trains counts."""
-    for parameter in backbone.parameters():
-        if parameter.requires_grad:
-            parameter.data += 0.05 * torch.randn_like(parameter)
-    return backbone.eval()
-
-
-def trained(path, adapter, **settings):
-    backbone = Backbone(str(path), **settings)
-    adapter.apply(backbone)
-    return disturb(backbone)
 
 
 def size(folder):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import alignlab
+from alignlab import InputError
 from alignlab.adapters import has_adapters
 from alignlab.backbones import Backbone, DualEncoder
 from alignlab.experiment.config import resolve
@@ -44,6 +45,33 @@ def test_a_run_is_small_and_loaded_evaluated_and_exported_as_it_was_trained(conf
     assert torch.allclose(logits(Backbone(str(tmp_path / "out")), examples), logits(backbone, examples), atol=1e-5)
 
 
+def test_a_run_by_plora_is_loaded_evaluated_and_built_on(config, tmp_path, examples):
+    config["adapter"] = {
+        "class_path": "PLoRA",
+        "init_args": {"ranks": {"visual": 3, "all": 2}},
+    }  # a stage starts with these
+    config |= {"stages": {"first": {"evaluators": []}}, "backbone": {"path": "stage:first"}}
+    config["stages"]["first"] |= {
+        "backbone": {"path": "scenes-vlm"},
+        "objective": "InfoNCE",
+        "adapter": {"class_path": "PLoRA", "init_args": {"ranks": {"visual": 4}, "train": ["projector"]}},
+    }
+    metrics = run(resolve(config), tmp_path / "run")
+    assert evaluate_run(tmp_path / "run") == metrics["scores"]
+    backbone = alignlab.load(tmp_path / "run")
+    scopes = {name: (each.token_scope, each.r) for name, each in backbone.model.peft_config.items()}
+    assert scopes == {
+        "visual": ("visual", 4),
+        "all": ("all", 2),
+        "visual-2": ("visual", 3),
+        "all-2": ("all", 2),
+    }
+    # The branch of the first stage, and its projector, stayed as they were.
+    first = alignlab.load(tmp_path / "run" / "stages" / "first").model.state_dict()
+    last = backbone.model.state_dict()
+    assert all(torch.equal(value, last[name]) for name, value in first.items())
+
+
 def test_a_stage_goes_on_from_the_adapters_of_the_one_before(config, tmp_path, examples):
     config |= {"backbone": {"path": "stage:first"}, "stages": {"first": {"evaluators": []}}}
     config["stages"]["first"]["backbone"] = config["backbone"] | {"path": "scenes-vlm"}
@@ -69,6 +97,24 @@ def test_parts_and_a_text_tower_are_taken_from_a_stage_with_adapters(config, tmp
     assert torch.allclose(first.embed(texts), last.embed(texts), atol=1e-5)
     dual = DualEncoder("scenes-vlm", text_tower=str(tmp_path / "run" / "stages" / "words" / "backbone")).eval()
     assert torch.allclose(dual.read(texts), first.embed(texts), atol=1e-5)
+
+
+def test_a_command_starts_from_merged_weights_of_a_stage(config, tmp_path, examples):
+    (tmp_path / "copy_it.py").write_text("import shutil, sys\nshutil.copytree(*sys.argv[1:], dirs_exist_ok=True)\n")
+    stage = {name: config.pop(name) for name in ("objective", "adapter", "optimization")}
+    stage |= {"backbone": config["backbone"], "trainer": config.pop("trainer"), "evaluators": [], "command": None}
+    config |= {"backbone": {"path": "stage:first"}, "stages": {"first": stage}, "trainer": {"max_steps": 1}}
+    config |= {"command": "python copy_it.py {backbone} {output}", "python_path": [str(tmp_path)]}
+    run(resolve(config), tmp_path / "run")
+    first, last = alignlab.load(tmp_path / "run" / "stages" / "first"), alignlab.load(tmp_path / "run")
+    assert torch.allclose(logits(first, examples), logits(last, examples), atol=1e-5)
+
+
+def test_what_an_adapter_refuses_is_known_before_anything_is_made(config, tmp_path):
+    config["adapter"] = {"class_path": "LoRA", "init_args": {"modules": ["query"]}}
+    with pytest.raises(InputError, match="LoRA needs linear maps named query"):
+        run(resolve(config), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_dual_encoder_trains_by_lora_and_is_saved_merged(config, tmp_path, tiny_path):

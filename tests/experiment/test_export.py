@@ -1,62 +1,20 @@
 """What is exported computes the same in plain transformers and peft, in a process without alignlab."""
 
-import re
-import subprocess
-import sys
-
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from adapting import plain_logits, trained
+from safetensors.torch import load_file
 
 from alignlab import InputError
-from alignlab.adapters import DoRA, LoRA
+from alignlab.adapters import DoRA, LoRA, PLoRA, adapters_off
 from alignlab.backbones import Backbone
 from alignlab.cli import main
 from alignlab.experiment.export import export
-
-JUDGE = """
-import sys
-import torch
-from safetensors.torch import load_file, save_file
-{before}
-model = AutoModelForImageTextToText.from_pretrained(folder) if "model" not in globals() else model
-with torch.no_grad():
-    save_file({{"logits": model.eval()(**load_file({inputs!r})).logits}}, {logits!r})
-assert {alignlab} or not [name for name in sys.modules if name.startswith("alignlab")]
-"""
 
 
 @pytest.fixture
 def tokens(tiny_backbone, examples):
     return tiny_backbone.encoder.batch(examples[:3], ("conversation",)).conversation
-
-
-def disturb(backbone):
-    """As training would, so that all that trains counts."""
-    for parameter in backbone.parameters():
-        if parameter.requires_grad:
-            parameter.data += 0.05 * torch.randn_like(parameter)
-    return backbone.eval()
-
-
-def trained(path, adapter, **settings):
-    backbone = Backbone(str(path), **settings)
-    adapter.apply(backbone)
-    return disturb(backbone)
-
-
-def plain_logits(folder, tokens, *, alignlab=False):
-    """The logits of what a README's lines load, or plain transformers where there is none."""
-    inputs, logits = folder.parent / "inputs.safetensors", folder.parent / "logits.safetensors"
-    given = {"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask, **tokens.vision}
-    save_file({name: each.contiguous() for name, each in given.items()}, inputs)
-    before = f"from transformers import AutoModelForImageTextToText\nfolder = {str(folder)!r}"
-    if (folder / "README.md").exists():
-        lines = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
-        before = lines.replace('folder = "."', f"folder = {str(folder)!r}")
-    code = JUDGE.format(before=before, inputs=str(inputs), logits=str(logits), alignlab=alignlab)
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=200)
-    return load_file(logits)["logits"]
 
 
 @pytest.mark.parametrize("kind", [LoRA, DoRA])
@@ -68,6 +26,25 @@ def test_lora_and_dora_are_merged_into_plain_weights(tiny_path, tmp_path, tokens
     assert torch.allclose(plain_logits(tmp_path / "out", tokens), saved(tokens).logits, atol=1e-5)
     again = Backbone(str(tmp_path / "out")).eval()
     assert torch.allclose(again(tokens).logits, saved(tokens).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("ranks", [{"visual": 3}, {"visual": 3, "all": 2}])
+def test_branches_of_some_tokens_stay_beside_the_model_and_the_readme_says_how(tiny_path, tmp_path, tokens, ranks):
+    saved = trained(tiny_path, PLoRA(ranks=ranks, train=["projector"]))
+    saved.save(tmp_path / "a")
+    assert "one kind alone (visual)" in export(tmp_path / "a", tmp_path / "out")
+    # The same operations in the same order: not one bit differs.
+    assert torch.equal(plain_logits(tmp_path / "out", tokens, alignlab=True), saved(tokens).logits)
+    base = Backbone(str(tmp_path / "out")).eval()
+    with adapters_off(saved.model):
+        assert torch.equal(base(tokens).logits, saved(tokens).logits)
+
+
+def test_branches_of_all_tokens_are_merged(tiny_path, tmp_path, tokens):
+    saved = trained(tiny_path, PLoRA(ranks={"all": 3}))
+    saved.save(tmp_path / "a")
+    assert export(tmp_path / "a", tmp_path / "out") is None
+    assert torch.allclose(plain_logits(tmp_path / "out", tokens), saved(tokens).logits, atol=1e-5)
 
 
 def test_two_sets_are_merged_one_after_the_other(tiny_path, tmp_path, tokens):
