@@ -108,7 +108,8 @@ def _move(objective: Objective) -> None:
     """
     for parameter in objective.parameters():
         if parameter.requires_grad:
-            parameter.data *= 1 + 0.1 * torch.randn_like(parameter)
+            size = torch.where(parameter.data == 0, 0.05, parameter.data)  # zeros, as of new adapters, move as well
+            parameter.data += 0.1 * size * torch.randn_like(parameter)
 
 
 def trace(objective: Objective, batch: Batch) -> Trace:

@@ -11,6 +11,7 @@ from alignlab.objectives.llm2cliptext import LLM2CLIPText
 from alignlab.objectives.mixture import Mixture
 from alignlab.objectives.mle import MLE
 from alignlab.objectives.optimization import Optimization
+from alignlab.objectives.plora import PLoRA
 from alignlab.objectives.references import AdaptersOff, Cached, Free, FrozenCopy, Reference
 from alignlab.objectives.seva import SeVa
 from alignlab.objectives.siglip import SigLIP
@@ -38,6 +39,7 @@ __all__ = [
     "NoImage",
     "Objective",
     "Optimization",
+    "PLoRA",
     "Reference",
     "SeVa",
     "SigLIP",
