@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from alignlab.study.naming import lower_is_better
 from alignlab.study.results import Results
 from alignlab.study.statistics import (
     Interval,
@@ -62,6 +63,46 @@ def compare(results: Results, arm: str, metric: str) -> Entry:
         difference=paired_difference(values, reference) if pairs else None,
         differences=tuple(differences),
         p=sign_flip_p(differences) if differences else None,
+    )
+
+
+@dataclass(frozen=True)
+class Trade:
+    """What an arm gains and what it pays, over the finished cells that have both metrics.
+
+    Args:
+        cells: The values of both, one for each cell.
+        means: Their means.
+    """
+
+    arm: str
+    cells: tuple[tuple[float, ...], tuple[float, ...]]
+    means: tuple[Interval, Interval]
+
+
+def trades(results: Results) -> list[Trade]:
+    """The study's trade-off, of each arm that has it."""
+    if not results.tradeoff:
+        return []
+    found = []
+    for arm in results.arms:
+        gained, lost = (results.values(arm, metric) for metric in results.tradeoff)
+        if pairs := [pair for pair in gained if pair in lost]:
+            cells = tuple(gained[pair] for pair in pairs), tuple(lost[pair] for pair in pairs)
+            found.append(Trade(arm, cells, (mean_interval(cells[0]), mean_interval(cells[1]))))
+    return found
+
+
+def trade_note(results: Results) -> str:
+    """What the trade-off's plot shows, in one sentence."""
+    gain, cost = results.tradeoff
+    better = [
+        f"{'less' if lower_is_better(metric) else 'more'} of {metric} ({low if lower_is_better(metric) else high})"
+        for metric, low, high in ((gain, "left", "right"), (cost, "down", "up"))
+    ]
+    return (
+        "Each arm's mean over its cells with 95 % intervals, and its cells as faint points; dashed lines cross at "
+        f"{results.baseline}, the baseline, and what is better has {better[0]} and {better[1]}."
     )
 
 
@@ -174,7 +215,8 @@ def _reach(pairs: int) -> str:
 
 
 def _missing(results: Results) -> list[str]:
-    return [metric for metric in results.headline if results.finished and metric not in results.all_metrics]
+    named = dict.fromkeys((*results.headline, *results.tradeoff))
+    return [metric for metric in named if results.finished and metric not in results.all_metrics]
 
 
 def _pairs(results: Results, arm: str) -> set:

@@ -9,7 +9,7 @@ from typing import Any
 from alignlab.experiment.reading import load, near, parse_override, put
 from alignlab.study.naming import audited
 
-KEYS = ("base", "overrides", "arms", "starts", "seeds", "baseline", "oracle", "placebo", "metrics")
+KEYS = ("base", "overrides", "arms", "starts", "seeds", "baseline", "oracle", "placebo", "metrics", "tradeoff")
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class StudyFile:
         oracle: The arm that knows the truth, None where no arm does.
         placebo: The arm that does a method's motions without its information, None where no arm does.
         metrics: Headline metrics; empty for all.
+        tradeoff: A metric of what is gained and one of what it costs, drawn against each other; empty for none.
         last: Changes from the command line (``key=value``), laid over every cell last.
     """
 
@@ -53,6 +54,7 @@ class StudyFile:
     oracle: str | None
     placebo: str | None
     metrics: tuple[str, ...]
+    tradeoff: tuple[str, ...]
     last: tuple[str, ...]
 
 
@@ -96,7 +98,8 @@ def read(path: Path, changes: Sequence[str], faults: list[str]) -> StudyFile:
         starts=_starts(content.get("starts"), faults),
         seeds=seeds,
         **parts,
-        metrics=_metrics(content.get("metrics") or [], faults),
+        metrics=_metrics(content.get("metrics") or [], "metrics", faults),
+        tradeoff=_tradeoff(content.get("tradeoff") or [], faults),
         last=tuple(last),
     )
 
@@ -233,10 +236,18 @@ def _parts(content: dict[str, Any], first: str, faults: list[str]) -> dict[str, 
     return parts
 
 
-def _metrics(value: Any, faults: list[str]) -> tuple[str, ...]:
+def _metrics(value: Any, key: str, faults: list[str]) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        faults.append(f"metrics: expected a list of names such as caption/exact, got {value!r}")
+        faults.append(f"{key}: expected a list of names such as caption/exact, got {value!r}")
         return ()
     for audit in filter(None, map(audited, value)):
-        faults.append(f"metrics: a blind score stands beside its metric in the report; name {audit.metric} instead")
+        faults.append(f"{key}: a blind score stands beside its metric in the report; name {audit.metric} instead")
     return tuple(value)
+
+
+def _tradeoff(value: Any, faults: list[str]) -> tuple[str, ...]:
+    names = _metrics(value, "tradeoff", faults)
+    if names and (len(names) != 2 or names[0] == names[1]):
+        faults.append(f"tradeoff: expected two metrics, of what is gained and of what it costs, got {value!r}")
+        return ()
+    return names

@@ -2,13 +2,13 @@
 
 from typing import NamedTuple
 
-LOWER_IS_BETTER = ("perplexity", "nats", "error", "distance", "unparsed")
+LOWER_IS_BETTER = ("perplexity", "nats", "error", "distance", "unparsed", "kl", "log_ratio")
 """Last words of the names of metrics of which less is better."""
 
 HALLUCINATED = ("chair/sentence", "chair/instance")
 """Metrics of which less is better, too."""
 
-LEVELS = ("yes_ratio", "chair/mentions", "chair/length")
+LEVELS = ("yes_ratio", "chair/mentions", "chair/length", "perplexity_start")
 """Ends of the names of metrics that say what was answered, not how well."""
 
 
@@ -34,4 +34,5 @@ def is_chance(metric: str) -> bool:
 
 def lower_is_better(metric: str) -> bool:
     """Whether little of a metric is good, by the last word of its name: ``text/perplexity``, ``box/mean_error``."""
-    return metric in HALLUCINATED or metric.rpartition("/")[2].rpartition("_")[2] in LOWER_IS_BETTER
+    last = tuple(f"_{words}" for words in LOWER_IS_BETTER)
+    return metric in HALLUCINATED or f"_{metric.rpartition('/')[2]}".endswith(last)

@@ -66,6 +66,7 @@ class Study:
     oracle: str | None
     placebo: str | None
     metrics: tuple[str, ...]
+    tradeoff: tuple[str, ...]
     cells: tuple[Cell, ...]
     notes: tuple[str, ...]
 
@@ -109,6 +110,7 @@ class Study:
             oracle=file.oracle,
             placebo=file.placebo,
             metrics=file.metrics,
+            tradeoff=file.tradeoff,
             cells=tuple(cells),
             notes=notes,
         )
@@ -132,7 +134,7 @@ class Study:
             for cell in self.cells
         ]
         names = ("name", "description", "arms", "starts", "seeds", "against", "baseline", "oracle", "placebo")
-        names += ("metrics", "notes")
+        names += ("metrics", "tradeoff", "notes")
         manifest = {"command": command, **{name: vars(self)[name] for name in names}, "cells": cells}
         write_json(self.directory / MANIFEST, manifest)
 

@@ -14,7 +14,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from alignlab.study.comparison import Entry
+from alignlab.study.comparison import Entry, Trade
+from alignlab.study.labels import DISTANCES, Box, Point, place_names
 from alignlab.study.results import CellResult, Results
 from alignlab.study.statistics import Interval
 
@@ -80,6 +81,63 @@ def score_plot(results: Results, entries: Sequence[Entry]) -> str:
             axes.xaxis.set_major_formatter(_tick)
         right.tick_params(axis="y", labelleft=False)
         return _svg(figure, f"{entries[0].metric}: scores and differences{_to(results, results.baseline)}")
+
+
+def tradeoff_plot(results: Results, trades: Sequence[Trade]) -> str:
+    """What is gained to the right, what it costs upwards: a point an arm with its intervals, faint ones its cells.
+
+    Args:
+        trades: At least one.
+    """
+    with rc_context(SETTINGS):
+        figure = Figure(figsize=(520 / 72, 360 / 72), dpi=72)
+        axes = figure.subplots()
+        figure.subplots_adjust(left=0.12, right=0.98, top=0.97, bottom=0.13)
+        for trade in trades:
+            _draw_trade(axes, trade, _color(color_index(results, trade.arm)), trade.arm == results.baseline)
+        axes.margins(0.14)
+        axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())  # as names are placed in a plot that stays as it is
+        axes.set_xlabel(results.tradeoff[0])
+        axes.set_ylabel(results.tradeoff[1])
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+            axis.set_major_formatter(_tick)
+        _draw_names(axes, results, trades)
+        return _svg(figure, f"{results.tradeoff[0]} against {results.tradeoff[1]}, by arm")
+
+
+def _draw_trade(axes: Axes, trade: Trade, color: str, is_baseline: bool) -> None:
+    gain, cost = trade.means
+    axes.plot(*trade.cells, "o", color=color, alpha=0.35, ms=4.5, mew=0)
+    if gain.low is not None:
+        axes.plot([gain.low, gain.high], [cost.mean] * 2, color=color, linewidth=1.2)
+        axes.plot([gain.mean] * 2, [cost.low, cost.high], color=color, linewidth=1.2)
+    axes.plot(gain.mean, cost.mean, "D" if is_baseline else "o", color=color, ms=8, mec=CARD, mew=1.2, zorder=4)
+    if is_baseline:
+        for line, place in ((axes.axvline, gain.mean), (axes.axhline, cost.mean)):
+            line(place, color=MUTED, linewidth=0.8, linestyle=(0, (3, 4)), zorder=1)
+
+
+def _draw_names(axes: Axes, results: Results, trades: Sequence[Trade]) -> None:
+    """Write every arm's name beside its point, joined to it where it had to be moved away."""
+    shown, back = axes.transData.transform, axes.transData.inverted().transform
+    points = [Point(*shown([each.mean for each in trade.means])) for trade in trades]
+    names = [_short(trade.arm, 24) + (" (baseline)" if trade.arm == results.baseline else "") for trade in trades]
+    sizes = [(0.6 * 11 * len(name), 14.0) for name in names]
+    clear = [Point(*place).box(3) for trade in trades for place in shown(np.transpose(trade.cells))]
+    for trade, point in zip(trades, points, strict=True):
+        if trade.means[0].low is not None:
+            ends = shown([[each.low for each in trade.means], [each.high for each in trade.means]])
+            clear += [Box(ends[0][0], point.y - 2, ends[1][0], point.y + 2)]
+            clear += [Box(point.x - 2, ends[0][1], point.x + 2, ends[1][1])]
+    boxes = place_names(points, sizes, Box(*axes.bbox.extents), clear)
+    for name, point, box in zip(names, points, boxes, strict=True):
+        near = Point(min(max(point.x, box.left), box.right), min(max(point.y, box.bottom), box.top))
+        if np.hypot(near.x - point.x, near.y - point.y) > 1.5 * DISTANCES[0]:
+            dots = {"color": MUTED, "linewidth": 1, "linestyle": (0, (1, 2))}  # unlike an interval's line
+            axes.plot(*np.transpose(back([point, near])), zorder=2, **dots)
+        middle = back(((box.left + box.right) / 2, (box.bottom + box.top) / 2))
+        axes.text(*middle, name, ha="center", va="center_baseline", zorder=5)
 
 
 def _to(results: Results, baseline: str) -> str:
@@ -180,8 +238,8 @@ def _tick(value: float, _: int) -> str:
     return f"{value:g}".replace("-", "\N{MINUS SIGN}")
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= 14 else f"{name[:13]}…"
+def _short(name: str, most: int = 14) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def _svg(figure: Figure, label: str) -> str:

@@ -25,6 +25,8 @@ from alignlab.study.comparison import (
     setting,
     signed,
     summary,
+    trade_note,
+    trades,
     verdict,
 )
 from alignlab.study.display import duration
@@ -82,6 +84,7 @@ def markdown(results: Results) -> str:
         lines += _rows(
             ["metric", *map(results.label, results.others)], [[m, *_differences(results, m)] for m in results.metrics]
         )
+    lines += _tradeoff(results)
     lines += _sheet(audit_sheet(results, results.audits))
     lines += [line for sheet in calibration_sheets(results) for line in _sheet(sheet)]
     lines += ["", "## Arms", ""]
@@ -92,6 +95,14 @@ def markdown(results: Results) -> str:
     lines += ["", "## How to read this", "", *(f"- {note}" for note in caveats(results))]
     lines += ["", "## Made by", "", "```", results.command or f"alignlab study report {results.directory}", "```", ""]
     return "\n".join(lines)
+
+
+def _tradeoff(results: Results) -> list[str]:
+    rows = [[trade.arm, *map(score, trade.means)] for trade in trades(results)]
+    if not rows:
+        return []
+    note = "Means ± 95 % intervals over the cells that have both; the page report.html draws them."
+    return ["", "## Trade-off", "", note, "", *_rows(["arm", *results.tradeoff], rows)]
 
 
 def _sheet(sheet: Sheet | None) -> list[str]:
@@ -151,6 +162,7 @@ def html(results: Results) -> str:
     environment.filters |= {"breakable": _breakable, "paired": paired}
     entries = _entries(results, results.metrics)
     more = _entries(results, [metric for metric in results.all_metrics if metric not in results.metrics])
+    traded = trades(results)
     wide = len(results.arms) in (1, 2, 4)  # two a row, else three
     return environment.get_template("report.html.j2").render(
         results=results,
@@ -165,6 +177,7 @@ def html(results: Results) -> str:
         more_audits=audit_sheet(results, results.audits.keys() - set(results.metrics)),
         calibrations=calibration_sheets(results),
         score_plots={m: plots.score_plot(results, row) for m, row in entries.items() if any(e.score for e in row)},
+        tradeoff=(plots.tradeoff_plot(results, traded), trade_note(results)) if traded else None,
         curves=[(arm, plot) for arm in results.arms if (plot := plots.curve_plot(results, arm, wide=wide)) is not None],
         wide=wide,
         walls=gallery.walls(results),

@@ -109,6 +109,7 @@ class Results:
     oracle: str | None
     placebo: str | None
     headline: tuple[str, ...]
+    tradeoff: tuple[str, ...]
     notes: tuple[str, ...]
     cells: tuple[CellResult, ...]
 
@@ -130,10 +131,8 @@ class Results:
         lists = {key: tuple(manifest[key]) for key in ("arms", "starts", "seeds", "notes")}
         texts = {key: manifest[key] for key in ("name", "description", "command", "baseline")}
         texts |= {key: manifest.get(key) for key in ("oracle", "placebo")}
-        against = manifest.get("against", {})
-        return cls(
-            directory, **texts, **lists, against=against, headline=tuple(manifest["metrics"]), cells=tuple(cells)
-        )
+        lists |= {"headline": tuple(manifest["metrics"]), "tradeoff": tuple(manifest.get("tradeoff", ()))}
+        return cls(directory, **texts, **lists, against=manifest.get("against", {}), cells=tuple(cells))
 
     @property
     def finished(self) -> list[CellResult]:

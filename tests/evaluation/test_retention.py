@@ -6,7 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 from listed import Listed
+from peft import LoraConfig
 
+from alignlab.adapters import adapter_parameters
 from alignlab.backbones import Backbone
 from alignlab.batch import Example, Turn
 from alignlab.errors import InputError
@@ -59,6 +61,18 @@ def test_an_untouched_backbone_has_lost_exactly_nothing(tiny_backbone, scenes):
     assert scores["text_perplexity"] == scores["text_perplexity_start"] > 1
     assert [item["id"] for item in evaluation.items] == [example.id for example in scenes]
     assert {item["score"] for item in evaluation.items} == {0.0}
+
+
+def test_new_adapters_have_lost_exactly_nothing_and_trained_ones_have(tiny_backbone, scenes):
+    torch.manual_seed(0)
+    tiny_backbone.model.add_adapter(LoraConfig(r=4, target_modules=["q_proj", "down_proj"]))
+    scores = Retention(batch_size=4)(tiny_backbone, Listed(scenes)).scores
+    assert scores["text_kl"] == scores["image_kl"] == 0.0
+    with torch.no_grad():
+        for parameter in adapter_parameters(tiny_backbone):
+            parameter.normal_(std=0.3)
+    scores = Retention(batch_size=4)(tiny_backbone, Listed(scenes)).scores
+    assert min(scores["text_kl"], scores["image_kl"]) > 0
 
 
 def test_another_projector_is_seen_with_pictures_alone(changed, scenes):

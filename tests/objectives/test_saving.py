@@ -13,7 +13,7 @@ from alignlab.data import Scenes
 from alignlab.errors import InputError
 from alignlab.experiment.fitting import fit
 from alignlab.objectives import MLE, InfoNCE, Mixture, Optimization, SeVa
-from alignlab.objectives.saving import fingerprint
+from alignlab.objectives.saving import fingerprint, leave_out
 
 
 def projector(backbone):
@@ -155,18 +155,28 @@ def test_a_checkpoint_of_all_weights_still_loads(tiny_path, tmp_path):
     assert last(tmp_path / "parts")["frozen"] == fingerprint(objective.backbone)
 
 
-def test_the_fingerprint_is_of_the_bits_whatever_their_type_and_how_they_lie(monkeypatch):
+def test_the_fingerprint_is_of_the_bits_whatever_their_type_and_place():
     def of(weight):
         holder = torch.nn.Module()
         holder.weight = torch.nn.Parameter(weight, requires_grad=False)
         return fingerprint(holder)["weight"]
 
-    # As integers, 1.0 is 0x3f800000 in float32 and 0x3f80 in bfloat16; -0.0 has the sign's bit alone.
-    assert of(torch.ones(3)) == 3 * 0x3F800000 and of(torch.ones(3, dtype=torch.bfloat16)) == 3 * 0x3F80
-    assert of(torch.tensor([-0.0])) == -(2**31) != of(torch.tensor([0.0])) == 0
+    # As whole numbers 1.0 is 0x3f800000 in float32 and 0x3f80 in bfloat16; what fills no 8 bytes counts byte by byte.
+    assert of(torch.ones(2)) == 0x3F8000003F800000 and of(torch.ones(3)) == 0x3F8000003F800000 + 0x3F + 0x80
+    assert of(torch.ones(4, dtype=torch.bfloat16)) == 0x3F803F803F803F80
+    assert of(torch.tensor([-0.0])) == 0x80 != of(torch.tensor([0.0])) == 0
     assert of(torch.tensor([[3, 4]], dtype=torch.uint8)) == 7 and of(torch.empty(0)) == 0
-    weight = torch.randn(5, 7)
-    expected = of(weight)
-    assert of(weight.T) == expected and of(weight[:, ::2]) != expected
-    monkeypatch.setattr("alignlab.objectives.saving.CHUNK", 4)
-    assert of(weight) == expected
+    weight = torch.randn(4, 6)
+    rows = torch.cat([torch.zeros(1), weight.flatten()])[1:].view(4, 6)  # begins amid 8 bytes
+    assert of(rows) == of(weight) == of(weight.T.contiguous().T) != of(weight.T)
+    assert -(2**63) <= of(torch.ones(10_000, dtype=torch.float64)) < 2**63  # added up, they go round
+
+
+def test_what_quantization_keeps_of_a_frozen_weight_goes_with_it():
+    objective = torch.nn.Module()
+    objective.backbone = torch.nn.Linear(2, 2)
+    objective.backbone.weight.requires_grad_(False)
+    names = ("weight", "weight.absmax", "weight.quant_state.nf4", "bias", "weights")  # as bitsandbytes saves them
+    checkpoint = {"state_dict": {f"backbone.{name}": torch.zeros(1) for name in names}}
+    leave_out(checkpoint, objective, objective.backbone, fingerprint(objective.backbone))
+    assert list(checkpoint["state_dict"]) == ["backbone.bias", "backbone.weights"]

@@ -6,6 +6,7 @@ import pytest
 
 from alignlab.errors import InputError
 from alignlab.study import Study
+from alignlab.study.results import Results
 
 BASE = """
 data: Scenes
@@ -187,6 +188,7 @@ starts: [scenes-part]
 seeds: [0, 0]
 baseline: mle
 metrics: 3
+tradeoff: [caption/exact, caption/blind/text_only/exact]
 """
     message = faults(load, text)
     for part in (
@@ -199,9 +201,19 @@ metrics: 3
         "seeds: 0 stands there more than once",
         "baseline: no arm is called 'mle'; did you mean 'MLE'?",
         "metrics: expected a list of names",
+        "tradeoff: a blind score stands beside its metric in the report; name caption/exact instead",
     ):
         assert part in message
-    assert message.startswith(f"{tmp_path / 'mine.yaml'}: 9 errors")
+    assert message.startswith(f"{tmp_path / 'mine.yaml'}: 10 errors")
+
+
+def test_a_trade_off_is_of_two_metrics_and_goes_into_the_manifest(load, tmp_path):
+    for wrong in ("[a/b]", "[a/b, a/b]", "[a/b, c/d, e/f]"):
+        assert "tradeoff: expected two metrics, of what is gained" in faults(load, TWO + f"tradeoff: {wrong}\n")
+    assert "tradeoff: expected a list of names" in faults(load, TWO + "tradeoff: a/b\n")
+    study = load(TWO + "tradeoff: [caption/exact, retention/text_kl]\n")
+    study.save("alignlab")
+    assert Results.read(tmp_path / "out").tradeoff == study.tradeoff == ("caption/exact", "retention/text_kl")
 
 
 def test_a_fault_of_all_arms_is_told_once(load):
