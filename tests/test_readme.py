@@ -39,6 +39,8 @@ def test_its_commands_are_valid(command, monkeypatch, tmp_path, tiny_path):
         assert {name for name in names if f"`{name}`" in README} == set(names)
     elif "study run" in command:
         assert Study.load(arguments.study, directory=tmp_path, overrides=overrides_from(rest)).cells
+    elif command.startswith("alignlab export"):
+        assert (str(arguments.source), str(arguments.output)) == ("runs/plora", "exported")
     elif command.startswith("alignlab pairs"):
         own, others = pair_overrides(rest)
         assert overridden(own).corruption.step == 800 and resolve_file(arguments.config, others)["objective"]

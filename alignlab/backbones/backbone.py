@@ -370,7 +370,9 @@ class Backbone(Parted):
         Raises:
             InputError: The model does something else with what its head gives.
         """
-        text = torch.full((1, 2), self.encoder.pad_id, device=self.device)
+        # Not padding, whose embedding may be 0, of which all heads make the same.
+        end = self.encoder.tokenizer.eos_token_id
+        text = torch.full((1, 2), self.encoder.pad_id if end is None else end, device=self.device)
         with evaluating(self), torch.no_grad():
             official = self.model(input_ids=text, attention_mask=torch.ones_like(text), use_cache=False).logits
             states = self.model.base_model(input_ids=text, attention_mask=torch.ones_like(text), use_cache=False)

@@ -166,13 +166,19 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def _full_paths(node: Any) -> Any:
-    """The same plain data with alignlab's own classes by their full path."""
+def _full_paths(node: Any, key: str = "") -> Any:
+    """The same plain data with alignlab's own classes by their full path.
+
+    Args:
+        key: The node's. Where two kinds have a class of the same name (PLoRA), it tells which is meant: the one called
+            so, else the one that comes first in ``kinds``.
+    """
     if isinstance(node, Mapping):
-        full = {name: _full_paths(item) for name, item in node.items()}
-        for kind in kinds():
-            if isinstance(node.get("class_path"), str) and node["class_path"] in kind.classes():
-                full["class_path"] = f"{kind.package}.{node['class_path']}"
+        full = {name: _full_paths(item, name) for name, item in node.items()}
+        having = [kind for kind in kinds() if node.get("class_path") in kind.classes()]
+        if having:
+            kind = min(having, key=lambda each: each.word != key)
+            full["class_path"] = f"{kind.package}.{node['class_path']}"
         return full
     return [_full_paths(item) for item in node] if isinstance(node, list) else node
 
