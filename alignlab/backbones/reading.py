@@ -24,7 +24,11 @@ def read_model(auto: Any, path: str, settings: dict[str, Any], *, what: str, key
     """
     folder = locate(path, key=key)
     if is_adapted(folder):
-        return read_adapted(folder, lambda base: read_model(auto, base, settings, what=what, key=key))
+        return read_adapted(
+            folder,
+            read=lambda base: read_model(auto, base, settings, what=what, key=key),
+            draw=lambda: random_model(auto, path, settings, what=what, key=key),
+        )
     try:
         return auto.from_pretrained(folder, use_safetensors=True, **settings)
     except SafetensorError as error:

@@ -20,7 +20,7 @@ from alignlab.adapters.storing import read_adapters, write_adapters
 from alignlab.backbones.locations import locate, packaged
 from alignlab.errors import InputError
 from alignlab.modules.fingerprints import files_fingerprint
-from alignlab.modules.parted import Dtype, Parted
+from alignlab.modules.parted import PARTS, Dtype, Parted
 
 BASE, TRAINED, ADAPTER = "base.json", "trained.safetensors", "adapter"
 
@@ -31,14 +31,14 @@ class Base:
 
     Args:
         path: A directory, whole, or the name of a packaged checkpoint or on the hub.
-        fingerprint: Of the weights in its files.
+        fingerprint: Of the weights in its files; None: nothing is left of them, and they are not read.
         adapters: Their names, in the order in which they were put in.
         changed: Parts whose weights are not in those files.
         quantized: A regular expression that matches the linear maps in 4 bits; None: none is.
     """
 
     path: str
-    fingerprint: str
+    fingerprint: str | None
     adapters: list[str]
     changed: list[str]
     quantized: str | None = None
@@ -87,7 +87,8 @@ def save_adapted(backbone: Parted, folder: Path, base: str, dtype: Dtype | None)
     model.config.save_pretrained(folder)
     if model.can_generate():
         model.generation_config.save_pretrained(folder)
-    said = Base(base, _fingerprint(base), list(adapters_of(model)), changed, quantized_pattern(model))
+    fingerprint = None if set(changed) == set(PARTS) else _fingerprint(base)
+    said = Base(base, fingerprint, list(adapters_of(model)), changed, quantized_pattern(model))
     (folder / BASE).write_text(json.dumps(asdict(said), indent=2) + "\n")
 
 
@@ -98,16 +99,36 @@ def weights_of(backbone: Parted, parts: Sequence[str]) -> dict[str, Tensor]:
     return {name: each.contiguous() for place, (name, each) in found.items() if place in wanted}
 
 
-def read_adapted(folder: str, read: Callable[[str], Any]) -> Any:
+def read_adapted(folder: str, read: Callable[[str], Any], draw: Callable[[], Any]) -> Any:
     """Put a model with adapters together again.
 
     Args:
         read: Reads the model that it was trained from.
+        draw: Makes one like it, whose weights may be anything.
 
     Raises:
         InputError: That one is missing, or has other weights by now, or the directory is damaged.
     """
     base = Base.read(folder)
+    if base.fingerprint is not None:
+        _check_base(folder, base)
+        model = read(base.path)
+    else:
+        with torch.random.fork_rng(devices=[]):  # what is drawn is not what is kept
+            model = draw()
+    try:
+        unexpected = model.load_state_dict(load_file(Path(folder) / TRAINED), strict=False).unexpected_keys
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"backbone.path: {Path(folder) / TRAINED} cannot be read: {error}") from None
+    if unexpected:
+        raise InputError(f"backbone.path: {Path(folder) / TRAINED} does not fit {base.path}: {unexpected[0]}")
+    if base.quantized is not None:
+        quantize(model, base.quantized)
+    read_adapters(model, Path(folder) / ADAPTER, base.adapters)
+    return model
+
+
+def _check_base(folder: str, base: Base) -> None:
     try:
         found = _fingerprint(base.path)
     except (InputError, OSError, SafetensorError) as error:
@@ -120,17 +141,6 @@ def read_adapted(folder: str, read: Callable[[str], Any]) -> Any:
             f"backbone.path: {folder} holds what changed in training from {base.path}, whose weights are others by now "
             f"(fingerprint {found}, then {base.fingerprint}); put back those it was trained from"
         )
-    model = read(base.path)
-    try:
-        unexpected = model.load_state_dict(load_file(Path(folder) / TRAINED), strict=False).unexpected_keys
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"backbone.path: {Path(folder) / TRAINED} cannot be read: {error}") from None
-    if unexpected:
-        raise InputError(f"backbone.path: {Path(folder) / TRAINED} does not fit {base.path}: {unexpected[0]}")
-    if base.quantized is not None:
-        quantize(model, base.quantized)
-    read_adapters(model, Path(folder) / ADAPTER, base.adapters)
-    return model
 
 
 def _fingerprint(path: str) -> str:

@@ -11,7 +11,7 @@ from transformers import CLIPConfig, SiglipConfig
 
 from alignlab import InputError
 from alignlab.adapters import DoRA, Full, LoRA, adapter_parameters, has_adapters
-from alignlab.backbones import Backbone, DualEncoder, open_backbone, open_encoder
+from alignlab.backbones import PARTS, Backbone, DualEncoder, open_backbone, open_encoder
 from alignlab.backbones.tiny import write_tiny_dual
 
 
@@ -77,6 +77,15 @@ def test_fresh_and_taken_parts_are_saved_with_the_adapters(tiny_path, tmp_path, 
     assert torch.equal(again(tokens).logits, made(tokens).logits)
     again.save(tmp_path / "b")  # frozen by now, still others than the base's
     assert torch.equal(Backbone(str(tmp_path / "b")).eval()(tokens).logits, made(tokens).logits)
+
+
+def test_where_nothing_is_left_of_the_base_it_is_not_read(tiny_path, tmp_path, tokens):
+    shutil.copytree(tiny_path, tmp_path / "base")
+    (tmp_path / "base" / "model.safetensors").unlink()
+    made = trained(tmp_path / "base", LoRA(rank=2), fresh=PARTS)
+    made.save(tmp_path / "a")
+    shutil.rmtree(tmp_path / "base")
+    assert torch.equal(Backbone(str(tmp_path / "a")).eval()(tokens).logits, made(tokens).logits)
 
 
 def test_a_part_is_taken_with_its_adapters_merged(tiny_path, tmp_path, tokens):
