@@ -13,13 +13,11 @@ from alignlab.adapters.placing import adapters_of
 from alignlab.adapters.storing import read_adapters, write_adapters
 
 
-@pytest.mark.parametrize("adapter", [LoRA(rank=2, train=["projector"]), PLoRA(ranks={"visual": 2})])
+@pytest.mark.parametrize("adapter", [LoRA(rank=2), PLoRA(ranks={"visual": 2}), PLoRA(ranks={"visual": 2, "all": 1})])
 @pytest.mark.parametrize("family", CONFIGS)
 def test_what_is_written_is_read_by_peft_and_here(family, adapter, tmp_path):
     backbone = make(family)
     adapter.apply(backbone)
-    for parameter in backbone.parts["projector"].parameters():
-        parameter.requires_grad_(False)
     disturb(backbone)
     tokens = sequences(backbone)
     write_adapters(backbone.model, tmp_path, base="tiny", dtype=None)
@@ -27,11 +25,17 @@ def test_what_is_written_is_read_by_peft_and_here(family, adapter, tmp_path):
 
     again = make(family).eval()
     assert not torch.allclose(again.hidden(tokens), wanted, atol=1e-3)
-    read_adapters(again.model, tmp_path, list(adapters_of(backbone.model)))
+    names = list(adapters_of(backbone.model))
+    read_adapters(again.model, tmp_path, names)
     assert torch.equal(again.hidden(tokens), wanted)
 
     plain = make(family).eval()
-    PeftModel.from_pretrained(plain.model, tmp_path).eval()
+    first, *others = names
+    wrapped = PeftModel.from_pretrained(plain.model, tmp_path / first if others else tmp_path, adapter_name=first)
+    for name in others:
+        wrapped.load_adapter(tmp_path / name, adapter_name=name)
+    wrapped.base_model.set_adapter(names)
+    wrapped.eval()
     assert torch.equal(plain.hidden(tokens), wanted)
 
 
