@@ -107,17 +107,16 @@ class PLoraModel(LoraModel):
 
     def _prepare_model(self, peft_config: PLoraConfig, model: nn.Module) -> None:
         super()._prepare_model(peft_config, model)
-        outside = [
-            name
-            for name, _ in model.named_modules()
-            if not name.startswith(_decoder(model)) and self._check_target_module_exists(peft_config, name)
-        ]
-        if outside:
+        begin, modules = _decoder(model), dict(model.named_modules())
+        targets = [name for name in modules if self._check_target_module_exists(peft_config, name)]
+        if outside := [name for name in targets if not name.startswith(begin)]:
             raise InputError(
                 f"PLoRA adapts the decoder alone, but target_modules name {', '.join(outside[:3])}"
                 f"{f' and {len(outside) - 3} more' if len(outside) > 3 else ''} outside of it; None are all of its "
                 "linear maps, a text is a regular expression for whole names"
             )
+        if others := [name for name in targets if isinstance(modules[name], OTHER_MAPS)]:
+            raise InputError(f"PLoRA adapts linear maps, got {others[0]}, a {type(modules[others[0]]).__name__}")
         ids = peft_config.visual_token_ids
         ids = placeholders(getattr(model, "config", None)) if ids is None else tuple(sorted(ids))
         known: VisualTokens | None = vars(model).get("_plora_tokens")
@@ -145,8 +144,6 @@ class PLoraModel(LoraModel):
         *,
         parameter_name: str | None = None,
     ) -> None:
-        if isinstance(target, OTHER_MAPS):
-            raise InputError(f"PLoRA adapts linear maps, got {current_key}, a {type(target).__name__}")
         super()._create_and_replace(
             lora_config, adapter_name, target, target_name, parent, current_key, parameter_name=parameter_name
         )
@@ -239,8 +236,9 @@ class PartialLinear(Linear):
     tokens: VisualTokens
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if self.tokens.idle and not kwargs and not self.merged_adapters:
-            return self.base_layer(x, *args)
+        now = self.tokens.now
+        if now is not None and now.idle and not kwargs and not self.merged_adapters:
+            return self._modules["base_layer"](x, *args)  # as self.base_layer, which takes a while to find
         return super().forward(x, *args, **kwargs)
 
     def update_layer(self, adapter_name: str, *args: Any, config: LoraConfig, **kwargs: Any) -> None:

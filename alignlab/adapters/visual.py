@@ -69,16 +69,13 @@ class VisualTokens:
         self.names: Sequence[str] | None = None
         self.now: Selection | None = None
         self._inside: nn.Module | None = None
+        self._ids: Tensor | None = None
         self._given: Tensor | None = None
         self._handles = []
         for module in {id(each): each for each in (model, getattr(model, "base_model", model))}.values():
             self._handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True))
             self._handles.append(module.register_forward_hook(self._leave, always_call=True))
         self._suppressed = self._suppress(model)
-
-    @property
-    def idle(self) -> bool:
-        return self.now is not None and self.now.idle
 
     def selection(self, layer: str, shape: Sequence[int], adapter: str) -> Selection:
         """The visual tokens of this pass, for a layer whose input has some shape, (..., in).
@@ -155,9 +152,11 @@ class VisualTokens:
 
     def _enter(self, module: nn.Module, arguments: tuple, named: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         mask = named.pop("visual_token_mask", None)
-        # One that is inside already was interrupted (by the user, say), so that nobody told it that it had ended.
-        if self._inside is None or self._inside is module:
-            self._inside, self.now = module, None
+        # One that is inside already, or has other tokens, was interrupted by the user, so that nobody told of its end.
+        ids = named.get("input_ids")
+        other = ids is not None and self._ids is not None and ids is not self._ids
+        if self._inside is None or self._inside is module or other:
+            self._inside, self.now, self._ids = module, None, None
             self.now = self._found(module, arguments, named, mask)
             if module.training and torch.is_grad_enabled():
                 self._remember(module)
@@ -165,7 +164,7 @@ class VisualTokens:
 
     def _leave(self, module: nn.Module, *_: Any) -> None:
         if self._inside is module:
-            self._inside = self.now = None
+            self._inside = self.now = self._ids = None
 
     def _found(
         self, module: nn.Module, arguments: tuple, named: dict[str, Any], mask: Tensor | None
@@ -179,6 +178,7 @@ class VisualTokens:
         elif self._given is not None and shape is not None:
             mask = _part(self._given, shape, named.get("past_key_values"))
         elif ids is not None:
+            self._ids = ids
             mask = ids == (self.ids[0] if self.ids else -1)
             for each in self.ids[1:]:  # one by one, as a tensor of them would have to be brought to the device
                 mask |= ids == each

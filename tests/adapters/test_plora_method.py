@@ -406,6 +406,7 @@ def test_what_it_adapts(backbone):
             PLoraModel(before, config(target_modules=targets), "a")
     with pytest.raises(InputError, match="linear maps, got model.language_model.embed_tokens, a Embedding"):
         PLoraModel(before, config(target_modules=["embed_tokens"]), "a")
+    assert not before._forward_pre_hooks and before.generation_config.suppress_tokens is None
 
 
 @pytest.mark.parametrize("settings", [

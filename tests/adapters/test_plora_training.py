@@ -6,6 +6,7 @@ import os
 import pytest
 import torch
 from families import make, sequences
+from lightning.pytorch import Trainer
 from peft import LoraModel, get_peft_model
 from peft.tuners.lora.awq import AwqLoraLinear
 from test_plora_method import adapted, config, trained
@@ -13,8 +14,11 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from alignlab import Backbone
 from alignlab.adapters import PLoraModel, adapter_parameters, adapters_off
 from alignlab.certificate.children import run_children
+from alignlab.data import Scenes
+from alignlab.objectives import MLE
 
 
 @pytest.fixture
@@ -159,7 +163,6 @@ def share(rank, folder):
         output.logits.square().mean().backward()
         optimizer.step()
     weights = torch.cat([each.detach().flatten() for each in adapter_parameters(backbone.model)])
-    distributed.destroy_process_group()
     return {"weights": weights}
 
 
@@ -221,3 +224,23 @@ def test_layers_that_know_no_variants_are_masked_all_the_same(backbone, monkeypa
     tuner.unload()
     with adapters_off(backbone):
         torch.testing.assert_close(twin(tokens).logits, backbone(tokens).logits)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_lightning_trains_the_adapter_alone(tiny_path, precision):
+    objective = MLE(Backbone(str(tiny_path)))
+    PLoraModel(objective.backbone.model, {"visual": config()}, "visual")
+    objective.backbone.model.enable_input_require_grads()
+    objective.backbone.model.gradient_checkpointing_enable()
+    before = copy.deepcopy(objective.backbone.model.state_dict())
+    trainer = Trainer(max_steps=2, accumulate_grad_batches=2, precision=precision, logger=False, accelerator="cpu",
+                      enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+                      limit_val_batches=1)  # fmt: skip
+    trainer.fit(objective, datamodule=Scenes(num_train=24, num_val=8, batch_size=4))
+    changed = {
+        key for key, value in objective.backbone.model.state_dict().items() if not torch.equal(value, before[key])
+    }
+    assert all("lora_" in key for key in changed)
+    # Of the only layer's maps, those of keys and values alone reach text from visual tokens.
+    for name in ("k_proj", "v_proj"):
+        assert f"model.language_model.layers.0.self_attn.{name}.lora_B.visual.weight" in changed
