@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from alignlab.adapters.placing import adapters_of, put
+from alignlab.adapters.switching import adapter_parameters
 from alignlab.errors import InputError
 from alignlab.modules.parted import Dtype
 
@@ -60,13 +61,15 @@ def read_adapters(model: Any, folder: Path, names: Sequence[str]) -> None:
         for name in names:
             weights = load_file(places[name] / WEIGHTS)
             result = set_peft_model_state_dict(model, weights, adapter_name=name)
-            missing = [key for key in result.missing_keys if f".{name}." in key or key.endswith(f".{name}")]
-            if wrong := [*missing, *result.unexpected_keys]:
+            added = {id(parameter) for parameter in adapter_parameters(model, name)}
+            wanted = {key for key, each in model.state_dict(keep_vars=True).items() if id(each) in added}
+            if wrong := [*sorted(wanted.intersection(result.missing_keys)), *result.unexpected_keys]:
                 raise ValueError(f"{wrong[0]} is on one side alone")
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0]
         raise InputError(f"the adapters in {folder} cannot be put into the model they belong to: {first}") from None
     model.requires_grad_(False)
+    model.train(model.training)  # dropout of the new ones included
 
 
 def _place(folder: Path, name: str, names: Any) -> Path:

@@ -16,11 +16,15 @@ def has_adapters(module: nn.Module) -> bool:
     return any(True for _ in tuner_layers(module))
 
 
-def adapter_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
-    """The weights that adapters add to a module."""
+def adapter_parameters(module: nn.Module, adapter: str | None = None) -> Iterator[nn.Parameter]:
+    """The weights that adapters, or the one of a name, add to a module."""
     for layer in tuner_layers(module):
         for name in layer.adapter_layer_names:
-            yield from getattr(layer, name).parameters()
+            added = getattr(layer, name)
+            if adapter is None:
+                yield from added.parameters()
+            elif adapter in added:
+                yield from added[adapter].parameters()
 
 
 @contextmanager

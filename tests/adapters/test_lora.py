@@ -1,4 +1,6 @@
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -136,6 +138,11 @@ def test_full_training_of_a_part_leaves_the_adapters_of_another_frozen(tiny_back
     LoRA(rank=4).apply(tiny_backbone)
     Full(parts=["projector"]).apply(tiny_backbone)
     assert not any(parameter.requires_grad for parameter in adapter_parameters(tiny_backbone.model))
+
+
+def test_peft_and_bitsandbytes_are_imported_by_what_uses_them_alone():
+    code = "import sys, alignlab.adapters, alignlab.backbones; assert not {'peft', 'bitsandbytes'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize(
