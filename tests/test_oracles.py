@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from alignlab import InputError, certify
+from alignlab.adapters import adapter_parameters
+from alignlab.backbones import Backbone
 from alignlab.batch import ROLES, Turn
 from alignlab.functional import normalize, sequence_logps, supervised, token_logps
 from alignlab.objectives import CAL, MLE, InfoNCE
@@ -21,6 +23,7 @@ FILES = {
     "BlindCAL": "blind_cal",
     "GroupInfoNCE": "group_infonce",
     "TruePreference": "true_preference",
+    "RandomTokens": "random_tokens",
 }
 
 
@@ -375,3 +378,36 @@ class TestBlindCAL:
     def test_it_holds_the_certificate(self, make, examples):
         certificate = certify(partial(make, "BlindCAL"), examples, children=False)
         assert certificate.holds, [finding for finding in certificate.findings if finding.verdict == "fails"]
+
+
+class TestRandomTokens:
+    @pytest.fixture
+    def chosen(self, make, tiny_path):
+        """A backbone with branches that do something at places that chance chooses."""
+        torch.manual_seed(0)
+        backbone = Backbone(str(tiny_path)).eval()
+        make("RandomTokens", share=0.67, rank=4).apply(backbone)
+        for parameter in adapter_parameters(backbone.model):
+            parameter.data += 0.3 * torch.randn_like(parameter)
+        return backbone.eval()
+
+    def test_it_acts_on_texts_too_and_says_nothing_of_what_is_visual(self, chosen, tiny_path, examples):
+        chat = batch_of(MLE(chosen), examples[:4]).conversation
+        plain, text = Backbone(str(tiny_path)).eval(), chosen.without_images(chat)
+        assert not torch.allclose(chosen.hidden(text), plain.hidden(text), atol=1e-2)
+        chance = importlib.import_module("random_tokens").CHANCE[chat.attention_mask.cumsum(1)] < 0.67
+        for kind in (chat.image_mask, chat.attention_mask.bool() & ~chat.image_mask):
+            assert abs(chance[kind].float().mean() - 0.67) < 0.1
+
+    def test_a_cache_changes_nothing(self, chosen, examples):
+        asked = [
+            (Turn("user", (*example.images[:1], "what is it" + " there" * n)),)
+            for n, example in enumerate(examples[:3])
+        ]
+        for prompts in (asked, asked[:1]):  # with padding, and without
+            tokens = chosen.encoder.prompts(prompts)
+            settings = {"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask, **tokens.vision}
+            made = [
+                chosen.model.generate(**settings, max_new_tokens=6, do_sample=False, use_cache=c) for c in (True, False)
+            ]
+            assert torch.equal(*made)

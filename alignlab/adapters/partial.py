@@ -22,7 +22,8 @@ class PLoRA(Adapter):
     Scopes cross: ``{visual: 12, all: 4}`` is PLoRA beside LoRA, each with its own rank and under its scope's name.
 
     Args:
-        ranks: The rank for each scope; any of visual, text, all.
+        ranks: The rank for each scope; any of visual, text, all; 0 for none, as where a config that this one changes
+            has named one.
         scaling: What the branches are multiplied by; peft's alpha is scaling * rank.
         dropout: Of the branches' input, in [0, 1).
         train: Parts that train whole beside them.
@@ -38,13 +39,14 @@ class PLoRA(Adapter):
         train: Sequence[Part] = (),
         modules: Sequence[str] | None = None,
     ) -> None:
-        if not ranks or (unknown := set(ranks) - {"visual", "text", "all"}):
-            came = ", ".join(sorted(unknown)) if ranks else "none"
+        if not any(ranks.values()) or (unknown := set(ranks) - {"visual", "text", "all"}):
+            came = ", ".join(sorted(unknown)) if any(ranks.values()) else "none"
             raise InputError(f"PLoRA needs a rank for one or more of visual, text, all, got {came}")
         check_parts("PLoRA", ("language_model",), train)
-        for rank in ranks.values():
+        self.ranks = {scope: rank for scope, rank in ranks.items() if rank != 0}
+        for rank in self.ranks.values():
             check_numbers("PLoRA", rank=rank, scaling=scaling, dropout=dropout)
-        self.ranks, self.scaling, self.dropout = dict(ranks), scaling, dropout
+        self.scaling, self.dropout = scaling, dropout
         self.train, self.modules = tuple(train), modules
 
     def apply(self, backbone: Parted) -> None:

@@ -128,7 +128,10 @@ def add(backbone: Parted, configs: "Mapping[str, LoraConfig]", *, train: Sequenc
 
 
 def put(model: nn.Module, configs: "Mapping[str, LoraConfig]") -> None:
-    """Put adapters of one type into a model, which stays of its class; all that it has are active then."""
+    """Put adapters of one type into a model, which stays of its class; all that it has are active then.
+
+    Beside weights of 16 bits their own are of 32, as peft has it: small steps would be lost on others.
+    """
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
     first, *others = configs
@@ -138,6 +141,8 @@ def put(model: nn.Module, configs: "Mapping[str, LoraConfig]") -> None:
     for name in others:
         tuner.peft_config[name] = configs[name]
         tuner.inject_adapter(model, name)
+    for name in configs:
+        tuner._cast_adapter_dtype(name)
     tuner.set_adapter(list(tuner.peft_config))
 
 

@@ -32,6 +32,7 @@ PACKAGES = (
     "lightning",
     "transformers",
     "peft",
+    "bitsandbytes",
     "trl",
     "torchmetrics",
     "wandb",

@@ -1,24 +1,29 @@
 """RandomTokens: PLoRA's branches at tokens that chance chooses: the placebo of which tokens are visual."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from alignlab.adapters import PLoRA
+from alignlab.modules.parted import Part
+
+CHANCE = torch.rand(4096, generator=torch.Generator().manual_seed(7))
+"""A number for each place in a sequence; of this seed, low ones are as frequent among visual tokens as among others."""
 
 
 class RandomTokens(PLoRA):
     """PLoRA with branches at a share of all places, the same ones in every sequence, whatever stands there.
 
+    A run is judged so; its folder is one of PLoRA, whose branches, read again, act at visual tokens.
+
     Args:
-        share: Of the places; that of visual tokens in the lab's captions and questions is about 0.6.
+        share: Of the places; see ``PLoRA`` for the others.
     """
 
-    def __init__(
-        self, *, share: float = 0.6, rank: int = 16, scaling: float = 1.0, dropout: float = 0.05, train: tuple[str, ...] = ()
-    ) -> None:
-        super().__init__(ranks={"visual": rank}, scaling=scaling, dropout=dropout, train=train)
+    def __init__(self, *, share: float, rank: int, dropout: float = 0.05, train: Sequence[Part] = ()) -> None:
+        super().__init__(ranks={"visual": rank}, dropout=dropout, train=train)
         self.share = share
 
     def apply(self, backbone) -> None:
@@ -27,10 +32,8 @@ class RandomTokens(PLoRA):
             module.register_forward_pre_hook(self.choose, with_kwargs=True, prepend=True)
 
     def choose(self, module: nn.Module, arguments: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        places = named["attention_mask"].cumsum(1)[:, -named["input_ids"].shape[1] :]
-        return arguments, {"visual_token_mask": chance(places) < self.share, **named}
-
-
-def chance(places: Tensor) -> Tensor:
-    """A number in [0, 1) for each place, of the same shape, which looks like chance and is always the same."""
-    return torch.frac(torch.sin(places.double() * 12.9898) * 43758.5453).abs()
+        ids, mask, cache = named["input_ids"], named.get("attention_mask"), named.get("past_key_values")
+        if mask is None:  # where nothing is padded, generation leaves it out
+            mask = ids.new_ones(len(ids), (0 if cache is None else cache.get_seq_length()) + ids.shape[1])
+        places = mask.cumsum(1)[:, -ids.shape[1] :]  # behind a cache the last ones
+        return arguments, {"visual_token_mask": CHANCE.to(ids.device)[places] < self.share, **named}

@@ -8,7 +8,7 @@ from adapting import disturb
 from transformers import CLIPConfig, SiglipConfig
 
 from alignlab import InputError
-from alignlab.adapters import DoRA, Full, LoRA, QLoRA, adapter_parameters, adapters_off
+from alignlab.adapters import DoRA, Full, LoRA, PLoRA, QLoRA, adapter_parameters, adapters_off
 from alignlab.adapters.placing import pattern
 from alignlab.backbones import Backbone
 from alignlab.backbones.dual import DualEncoder
@@ -72,6 +72,24 @@ def test_the_branch_is_scaling_times_b_a(tiny_backbone):
     a, b = layer.lora_A["lora"].weight, layer.lora_B["lora"].weight
     wanted = x @ layer.base_layer.weight.T + 3 * x @ a.T @ b.T
     assert torch.allclose(layer(x), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("adapter", [LoRA(rank=2), PLoRA(ranks={"visual": 2})], ids=["LoRA", "PLoRA"])
+def test_beside_weights_of_half_precision_branches_are_whole(tiny_path, tmp_path, tokens, adapter):
+    backbone = Backbone(str(tiny_path), dtype="bfloat16")
+    adapter.apply(backbone)
+    assert {parameter.dtype for parameter in adapter_parameters(backbone.model)} == {torch.float32}
+    for parameter in adapter_parameters(backbone.model):
+        parameter.data += 1e-4  # which is nothing beside a weight of 1 in bfloat16
+    output = backbone(tokens)
+    assert output.hidden.dtype == torch.bfloat16
+    output.logits.float().sum().backward()
+    assert all(parameter.grad.dtype == torch.float32 for parameter in adapter_parameters(backbone.model))
+    backbone.eval().save(tmp_path / "saved")
+    again = Backbone(str(tmp_path / "saved"), dtype="bfloat16").eval()
+    pairs = zip(adapter_parameters(again.model), adapter_parameters(backbone.model), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+    assert torch.equal(again(tokens).logits, backbone(tokens).logits)
 
 
 def test_the_seed_decides_what_is_drawn(tiny_path):

@@ -51,6 +51,11 @@ def test_the_branches_of_each_scope_and_the_named_parts_train(tiny_backbone):
     assert sum(p.numel() for p in adapter_parameters(tiny_backbone.model)) == (12 + 4) * widths
 
 
+def test_a_rank_of_zero_is_none(tiny_backbone):
+    PLoRA(ranks={"visual": 0, "text": 4}).apply(tiny_backbone)
+    assert list(tiny_backbone.model.peft_config) == ["text"]
+
+
 def test_a_backbone_with_partial_branches_does_all_that_one_without_does(tiny_path, tiny_backbone, tokens, examples):
     backbone = trained(tiny_path, PLoRA(ranks={"visual": 4, "all": 2}))
     output = backbone(tokens)
@@ -138,7 +143,8 @@ def test_a_text_tower_reads_texts_as_the_model_does(tiny_path, tmp_path, ranks, 
     [
         ({"ranks": {}}, "a rank for one or more of visual, text, all, got none"),
         ({"ranks": {"image": 4}}, "got image"),
-        ({"ranks": {"visual": 0}}, "rank of at least 1, got 0"),
+        ({"ranks": {"visual": 0}}, "a rank for one or more of visual, text, all, got none"),
+        ({"ranks": {"visual": -1}}, "rank of at least 1, got -1"),
         ({"train": ["language_model"]}, "language_model cannot be frozen beneath an adapter and train whole"),
     ],
 )
