@@ -20,6 +20,7 @@ test: install lint
 	$(BIN)/python -m pytest -m "not slow" -n 2
 
 test-slow: install
+	$(BIN)/python -m pip install --quiet --editable ".[test,quantization]"
 	$(BIN)/python -m pytest -n 2
 
 lint: install
