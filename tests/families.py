@@ -83,7 +83,11 @@ class Bare(Backbone):
 
     def __init__(self, model):
         nn.Module.__init__(self)
-        self.model, self.path, self.encoder = model, "tiny", SimpleNamespace(pad_id=0)
+        self.model, self.path, self.encoder = (
+            model,
+            "tiny",
+            SimpleNamespace(pad_id=0, tokenizer=SimpleNamespace(eos_token_id=None)),
+        )
 
 
 def make(family, *, attention="sdpa"):

@@ -72,13 +72,14 @@ def check(
     with torch.device("meta"):
         backbone = open_backbone(**{**experiment.backbone, "fresh": PARTS, "take": None})
         backbone.start = start
+        if experiment.adapter is not None:
+            settings = experiment.backbone
+            backbone.changed = frozenset({*settings["fresh"], *(settings["take"] or ())})  # not all parts, as here
+            experiment.adapter.apply(backbone)
         try:
             objective = None if experiment.make_objective is None else experiment.make_objective(backbone)
         except (NotImplementedError, RuntimeError):
             objective = None  # a constructor that reads weights cannot do so without them; it has its say later
-        if experiment.adapter is not None:
-            backbone.changed = frozenset(experiment.backbone["fresh"])  # not all parts, as here
-            experiment.adapter.apply(backbone)
     if experiment.pairs is not None and isinstance(backbone, DualEncoder):
         raise InputError(f"pairs need a backbone that generates text, but {backbone.path} is a dual encoder")
     if objective is not None:

@@ -1,6 +1,7 @@
 """PLoRA: likelihood through adapters that visual tokens alone pass through."""
 
 from alignlab import adapters
+from alignlab.errors import InputError
 from alignlab.objectives.mle import MLE
 
 
@@ -20,9 +21,17 @@ class PLoRA(MLE):
         rank: Of the branches.
         scaling: What a branch is multiplied by, alpha / rank.
         dropout: Share of a branch's inputs that is dropped in training.
+
+    Raises:
+        InputError: Adapters train already, of the adapter axis say.
     """
 
     def __init__(self, backbone, *, rank: int = 256, scaling: float = 1.0, dropout: float = 0.05) -> None:
+        if any(p.requires_grad for p in adapters.adapter_parameters(backbone)):
+            raise InputError(
+                f"PLoRA brings branches of its own, but {backbone.path} has adapters that train already; for several "
+                "kinds use the objective MLE with the adapter PLoRA, whose ranks are by scope"
+            )
         trained = [p for p, part in backbone.part_of() if p.requires_grad and part != "language_model"]
         adapters.PLoRA(ranks={"visual": rank}, scaling=scaling, dropout=dropout).apply(backbone)
         for parameter in trained:

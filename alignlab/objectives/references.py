@@ -13,6 +13,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from torch import Tensor, nn
 
 from alignlab.adapters import adapter_parameters, adapters_off, has_adapters
+from alignlab.adapters.switching import tuner_layers
 from alignlab.backbones import Backbone
 from alignlab.backbones.answers import Answers
 from alignlab.batch import Batch, Tokens
@@ -137,8 +138,8 @@ class AdaptersOff(FrozenCopy):
             raise InputError("AdaptersOff needs a policy with adapters, and this one has none; use FrozenCopy")
         if not adapters_are_new(backbone):
             raise InputError(
-                "AdaptersOff: the policy's adapters change what it says before training begins, so without them it is "
-                "another model than the start; use FrozenCopy"
+                "AdaptersOff: the policy has adapters that change something before training begins, of an earlier "
+                "stage say, so without them it is another model than the start; use FrozenCopy"
             )
 
     def changing(self) -> list[nn.Parameter]:
@@ -157,11 +158,16 @@ class AdaptersOff(FrozenCopy):
 
 def live(backbone: Backbone) -> Reference:
     """The reference that costs least: without adapters where there are some that change nothing yet, else a copy."""
+    if backbone.device.type == "meta":  # there are shapes alone
+        return FrozenCopy()
     return AdaptersOff() if has_adapters(backbone) and adapters_are_new(backbone) else FrozenCopy()
 
 
 def adapters_are_new(backbone: Backbone) -> bool:
-    """Whether adapters change nothing yet, of a short text."""
+    """Whether adapters change nothing yet: no low-rank branch does, and no other adapter a short text."""
+    branches = [each for layer in tuner_layers(backbone) for each in getattr(layer, "lora_B", {}).values()]
+    if any(bool(branch.weight.any()) for branch in branches):
+        return False
     ids = torch.arange(4, device=backbone.device)[None]
     nothing = torch.zeros_like(ids, dtype=torch.bool)
     text = Tokens(ids, torch.ones_like(ids), ids, nothing, {}, torch.zeros(1, dtype=torch.long, device=ids.device))
@@ -200,13 +206,16 @@ class Cached(Reference):
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)
         if backbone.device.type != "meta":  # else there are shapes alone
+            # New ones differ between seeds and say nothing; those of an earlier stage are part of the start.
+            self.without = has_adapters(backbone) and adapters_are_new(backbone)
             self.weights = self._of_policy()
 
     def fingerprint(self) -> str:
         return self.weights
 
     def _of_policy(self) -> str:
-        return weights_fingerprint(self.backbone.model, but=tuple(adapter_parameters(self.backbone)))
+        added = tuple(adapter_parameters(self.backbone)) if self.without else ()
+        return weights_fingerprint(self.backbone.model, but=added)
 
     def prepare(self, data: AlignmentData) -> None:
         self.data = data
@@ -246,7 +255,8 @@ class Cached(Reference):
                 "longer; put the file back, or train anew"
             )
         autocast = trainer.precision_plugin.forward_context()
-        with evaluating(self.backbone), adapters_off(self.backbone), autocast:
+        plain = adapters_off(self.backbone) if self.without else nullcontext()
+        with evaluating(self.backbone), plain, autocast:
             for split in ("train", "val"):
                 examples = self.data.filled(split)
                 size, processes = self.data.batch_size, trainer.world_size

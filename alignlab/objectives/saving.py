@@ -18,7 +18,8 @@ WORD = 8
 def fingerprint(backbone: nn.Module) -> dict[str, int]:
     """A number for each frozen weight, the sum of its raw bits as whole numbers of 64, the same on all devices.
 
-    It reads every weight once, on its device, and copies none but those that begin amid 8 bytes.
+    It reads every weight once, on its device, and copies none but those that begin amid 8 bytes. It is blind to numbers
+    that change places within one weight.
     """
     return {name: _sum(weight) for name, weight in backbone.named_parameters() if not weight.requires_grad}
 

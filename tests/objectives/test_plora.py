@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from alignlab import InputError
+from alignlab import InputError, adapters
 from alignlab.adapters import Full, LoRA, adapter_parameters
 from alignlab.backbones import Backbone
 from alignlab.objectives import MLE, PLoRA
@@ -77,3 +77,20 @@ def test_it_is_refused_over_other_adapters(tiny):
     LoRA(rank=2).apply(tiny)
     with pytest.raises(InputError, match="PLoRA"):
         PLoRA(tiny, rank=4)
+
+
+def test_it_is_refused_where_its_own_kind_trains_already(tiny):
+    adapters.PLoRA(ranks={"all": 2}).apply(tiny)
+    with pytest.raises(InputError, match="MLE with the adapter PLoRA"):
+        PLoRA(tiny, rank=4)
+
+
+def test_it_stands_beside_branches_of_an_earlier_stage(tiny, tmp_path):
+    moved(PLoRA(tiny, rank=4)).backbone.save(tmp_path / "first")
+    again = Backbone(str(tmp_path / "first"))
+    old = [p.detach().clone() for p in adapter_parameters(again)]
+    PLoRA(again, rank=2)
+    trained = [p for p in adapter_parameters(again) if p.requires_grad]
+    frozen = [p for p in adapter_parameters(again) if not p.requires_grad]
+    assert {min(p.shape) for p in trained} == {2} and {min(p.shape) for p in frozen} == {4}
+    assert len(frozen) == len(old)

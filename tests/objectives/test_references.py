@@ -17,7 +17,7 @@ from test_seva import DECODER, LN2, batch_of, changed, move, whole
 from torch import distributed
 
 from alignlab import InputError
-from alignlab.adapters import Full, adapters_off, has_adapters
+from alignlab.adapters import Full, PLoRA, adapter_parameters, adapters_off, has_adapters
 from alignlab.backbones import Backbone
 from alignlab.certificate.children import run_children
 from alignlab.data import Scenes
@@ -105,11 +105,58 @@ def test_adapters_that_change_something_already_are_a_part_of_the_start(tiny_bac
         for name, parameter in tiny_backbone.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.1)
-    with pytest.raises(InputError, match="adapters change what it says before training begins"):
+    with pytest.raises(InputError, match="adapters that change something before training begins"):
         SeVa(tiny_backbone, reference=AdaptersOff())
     objective = SeVa(tiny_backbone)
     assert type(objective.reference) is FrozenCopy
     assert objective.loss(batch_of(objective, examples)).mean.item() == pytest.approx(LN2, abs=1e-5)
+
+
+@pytest.fixture
+def earlier(tiny_path, tmp_path):
+    """A model whose visual tokens take branches that were trained before; a text says nothing of them."""
+    torch.manual_seed(0)
+    backbone = Backbone(str(tiny_path))
+    PLoRA(ranks={"visual": 4}).apply(backbone)
+    for parameter in adapter_parameters(backbone):
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    backbone.save(tmp_path / "earlier")
+    return tmp_path / "earlier"
+
+
+def test_adapters_of_an_earlier_stage_are_a_part_of_the_start(earlier, examples):
+    backbone = Backbone(str(earlier))
+    PLoRA(ranks={"visual": 2}).apply(backbone)
+    with pytest.raises(InputError, match="of an earlier stage say"):
+        SeVa(copy.deepcopy(backbone), reference=AdaptersOff())
+    objective = SeVa(backbone)
+    assert type(objective.reference) is FrozenCopy
+    batch, start = batch_of(objective, examples), Backbone(str(earlier))
+    move(objective, batch, steps=3, lr=0.1)
+    expected = preference.sigmoid(*whole(backbone, batch), *whole(start, batch), beta=0.1).mean()
+    assert abs(expected.item() - LN2) > 1e-3
+    torch.testing.assert_close(objective.loss(batch).mean, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_cached_logps_are_of_the_start_with_its_adapters(earlier, tmp_path, examples):
+    def trained(folder):
+        torch.manual_seed(0)
+        backbone = Backbone(str(folder))
+        PLoRA(ranks={"visual": 2}).apply(backbone)
+        objective = SeVa(backbone, reference=Cached(str(tmp_path / "cache")))
+        objective.optimization = Optimization(lr=1e-3)
+        return fitted(objective)
+
+    objective, start = trained(earlier), Backbone(str(earlier)).eval()
+    batch = batch_of(objective, examples)
+    answers = start.answers(batch.conversation, batch.rejected, batch.prompt_lengths)
+    expected = start.answer_logps(answers, features=start.features(batch.conversation))
+    torch.testing.assert_close(objective.reference.logps(batch, answers, []), expected, rtol=1e-4, atol=1e-4)
+    for parameter in adapter_parameters(start):
+        parameter.data += 1.0
+    start.save(tmp_path / "other")
+    trained(tmp_path / "other")
+    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 2
 
 
 def test_a_tower_with_adapters_is_no_tower_of_the_reference(tiny_backbone64, examples):
