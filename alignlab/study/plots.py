@@ -61,7 +61,7 @@ def score_plot(results: Results, entries: Sequence[Entry]) -> str:
     with rc_context(SETTINGS):
         figure = Figure(figsize=(400 / 72, (40 + 28 * len(entries)) / 72))
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
-        figure.subplots_adjust(left=0.23, right=0.97, top=0.99, bottom=36 / (40 + 28 * len(entries)), wspace=0.18)
+        figure.subplots_adjust(left=0.255, right=0.97, top=0.99, bottom=36 / (40 + 28 * len(entries)), wspace=0.18)
         for row, entry in enumerate(entries):
             color = _color(color_index(results, entry.arm))
             _draw_score(left, row, entry, color)

@@ -131,11 +131,11 @@ def test_adapters_of_an_earlier_stage_are_a_part_of_the_start(earlier, examples)
         SeVa(copy.deepcopy(backbone), reference=AdaptersOff())
     objective = SeVa(backbone)
     assert type(objective.reference) is FrozenCopy
-    batch, start = batch_of(objective, examples), Backbone(str(earlier))
-    move(objective, batch, steps=3, lr=0.1)
+    batch, start = batch_of(objective, examples), Backbone(str(earlier)).eval()
+    move(objective, batch, steps=6, lr=3.0)
     expected = preference.sigmoid(*whole(backbone, batch), *whole(start, batch), beta=0.1).mean()
-    assert abs(expected.item() - LN2) > 1e-3
-    torch.testing.assert_close(objective.loss(batch).mean, expected, rtol=1e-4, atol=1e-5)
+    assert abs(expected.item() - LN2) > 5e-4  # branches begin slowly, as their B is zero
+    torch.testing.assert_close(objective.loss(batch).mean, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_cached_logps_are_of_the_start_with_its_adapters(earlier, tmp_path, examples):
