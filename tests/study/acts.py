@@ -51,5 +51,5 @@ def study_of(directory: Path, *whats: str) -> Study:
         cells.append(Cell(f"arm{index}", "start", index, config, directory / "cells" / hash, hash, {}))
     arms = tuple(cell.arm for cell in cells)
     return Study(
-        "acts", "", directory, arms, ("start",), tuple(range(len(cells))), {}, arms[0], None, None, (), tuple(cells), ()
+        "acts", "", directory, arms, ("start",), tuple(range(len(cells))), {}, arms[0], None, None, (), (), tuple(cells), ()
     )
