@@ -21,8 +21,12 @@ PLORA = add_type("PLORA")
 OTHERS = (
     "use_dora", "alora_invocation_tokens", "arrow_config", "use_bdlora", "velora_config", "kasa_config",
     "monteclora_config", "use_qalora", "lora_bias", "target_parameters", "layer_replication",
+    "modules_to_save", "trainable_token_indices",
 )  # fmt: skip
 """What peft can do to LoRA and PLoRA cannot."""
+
+HEADS = "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"
+"""Tasks for which peft sets modules_to_save by itself, after the config was checked."""
 
 OTHER_MAPS = nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention
 """What LoRA adapts besides linear maps of tokens."""
@@ -58,6 +62,8 @@ class PLoraConfig(LoraConfig):
             raise InputError(f"PLoraConfig: token_scope is one of visual, text, all, got {self.token_scope!r}")
         if others := [name for name in OTHERS if getattr(self, name)]:
             raise InputError(f"PLoraConfig does not go together with {', '.join(others)}; leave that out")
+        if self.task_type in HEADS:
+            raise InputError(f"PLoraConfig: for task_type {self.task_type} peft trains a head that text sees, too")
         if self.init_lora_weights not in (True, False, "gaussian"):
             raise InputError(
                 "PLoraConfig: init_lora_weights is one of true, false, gaussian, since others change the weights that "
@@ -73,8 +79,8 @@ class PLoraModel(LoraModel):
     """LoRA whose adapters act on the tokens of their scope; otherwise as LoraModel.
 
     Which tokens are visual is found once for each call of the model, of its base model too, in this order: its keyword
-    ``visual_token_mask``, (B, T) bool; ``visual_tokens``; the placeholders in ``input_ids``. Placeholders are not
-    generated: ``generation_config.suppress_tokens`` names them until the adapters are unloaded.
+    ``visual_token_mask``, (B, T) bool; ``visual_tokens``; the placeholders in ``input_ids``. ``generate`` of the
+    model chooses no placeholder until the adapters are unloaded.
     """
 
     def visual_tokens(self, mask: Tensor) -> AbstractContextManager[None]:

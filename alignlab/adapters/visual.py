@@ -1,8 +1,11 @@
 """visual: which tokens of a forward pass are visual; found once, for all layers that treat them differently."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from inspect import signature
+from types import FrameType
 from typing import Any, Literal
 
 import torch
@@ -56,7 +59,9 @@ class VisualTokens:
     Hooks on the model, and on its base model, which may be called directly, look in this order for a mask: the keyword
     ``visual_token_mask``, the mask of ``given``, the placeholders in ``input_ids``. The call that is entered first
     decides; when it ends all is forgotten, so parts of the model that are called by themselves raise an error. It is no
-    part of the state dict, and is copied and pickled with the model.
+    part of the state dict, and is copied and pickled with the model, without the pass that is going on.
+
+    The model's ``generate`` never chooses a placeholder, which would count as visual when it is read.
 
     Args:
         model: Any module, whose base model is the attribute of that name, if it has one.
@@ -69,13 +74,17 @@ class VisualTokens:
         self.names: Sequence[str] | None = None
         self.now: Selection | None = None
         self._inside: nn.Module | None = None
-        self._ids: Tensor | None = None
+        self._frame: FrameType | None = None
         self._given: Tensor | None = None
         self._handles = []
         for module in {id(each): each for each in (model, getattr(model, "base_model", model))}.values():
             self._handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True))
             self._handles.append(module.register_forward_hook(self._leave, always_call=True))
-        self._suppressed = self._suppress(model)
+        if ids and getattr(model, "generation_config", None) is not None:
+            model.generate = partial(_without, ids, model)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"now": None, "_inside": None, "_frame": None}
 
     def selection(self, layer: str, shape: Sequence[int], adapter: str) -> Selection:
         """The visual tokens of this pass, for a layer whose input has some shape, (..., in).
@@ -135,36 +144,30 @@ class VisualTokens:
         for module in model.modules():
             if isinstance(checkpoint := vars(module).get("_gradient_checkpointing_func"), Remembering):
                 module._gradient_checkpointing_func = checkpoint.checkpoint
-        if self._suppressed:
-            kept = [each for each in model.generation_config.suppress_tokens if each not in self._suppressed]
-            model.generation_config.suppress_tokens = kept or None
-
-    def _suppress(self, model: nn.Module) -> set[int]:
-        """Never generate a placeholder: it would count as visual when it is read."""
-        config = getattr(model, "generation_config", None)
-        if config is None:
-            return set()
-        before = list(config.suppress_tokens or ())
-        added = set(self.ids) - set(before)
-        if added:
-            config.suppress_tokens = before + sorted(added)
-        return added
+        vars(model).pop("generate", None)
 
     def _enter(self, module: nn.Module, arguments: tuple, named: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         mask = named.pop("visual_token_mask", None)
-        # One that is inside already, or has other tokens, was interrupted by the user, so that nobody told of its end.
-        ids = named.get("input_ids")
-        other = ids is not None and self._ids is not None and ids is not self._ids
-        if self._inside is None or self._inside is module or other:
-            self._inside, self.now, self._ids = module, None, None
+        if self._inside is None or self._inside is module or not self._running():
+            self._inside, self.now = module, None
+            self._frame = None if torch.compiler.is_compiling() else sys._getframe(1)
             self.now = self._found(module, arguments, named, mask)
             if module.training and torch.is_grad_enabled():
                 self._remember(module)
         return arguments, named
 
+    def _running(self) -> bool:
+        """Whether the call that was entered first goes on: nobody tells of the end of one that the user interrupts."""
+        if self._frame is None or torch.compiler.is_compiling():
+            return True
+        frame = sys._getframe(1)
+        while frame is not None and frame is not self._frame:
+            frame = frame.f_back
+        return frame is not None
+
     def _leave(self, module: nn.Module, *_: Any) -> None:
         if self._inside is module:
-            self._inside = self.now = self._ids = None
+            self._inside = self.now = self._frame = None
 
     def _found(
         self, module: nn.Module, arguments: tuple, named: dict[str, Any], mask: Tensor | None
@@ -178,7 +181,6 @@ class VisualTokens:
         elif self._given is not None and shape is not None:
             mask = _part(self._given, shape, named.get("past_key_values"))
         elif ids is not None:
-            self._ids = ids
             mask = ids == (self.ids[0] if self.ids else -1)
             for each in self.ids[1:]:  # one by one, as a tensor of them would have to be brought to the device
                 mask |= ids == each
@@ -213,6 +215,17 @@ class Remembering:
                 return function(*given)
 
         return self.checkpoint(again, *arguments)
+
+
+def _without(ids: Sequence[int], model: nn.Module, *arguments: Any, **named: Any) -> Any:
+    """The model's ``generate`` without some tokens; what its generation_config says of others is kept, and stays."""
+    config = model.generation_config
+    before = config.suppress_tokens
+    config.suppress_tokens = sorted({*ids, *(before or ())})
+    try:
+        return type(model).generate(model, *arguments, **named)
+    finally:
+        config.suppress_tokens = before
 
 
 def _check(mask: Tensor, shape: Sequence[int] | None = None) -> None:

@@ -1,5 +1,7 @@
 """Where PLoRA's masks come from: ids, a keyword, a context; in passes, with caches, in generation."""
 
+import copy
+
 import pytest
 import torch
 from families import CONFIGS, IMAGE, make, pair, sequences
@@ -126,23 +128,64 @@ def test_a_layer_that_sees_other_tokens_says_so(backbone):
         backbone.hidden(tokens)
 
 
-@pytest.mark.parametrize("start", [lambda each: each.model, lambda each: each.model.base_model])
-@pytest.mark.parametrize("then", [lambda each: each.model, lambda each: each.model.base_model])
-def test_an_interrupted_pass_is_forgotten(backbone, start, then):
-    adapted(backbone)
-    first, second = sequences(backbone), sequences(backbone, text_only=True)
-    expected = then(backbone)(**inputs_of(second))[0]
+def interrupted(backbone, call, error=KeyboardInterrupt):
+    """Make a call, which an error ends in the second layer."""
 
     def interrupt(*_):
-        raise KeyboardInterrupt
+        raise error
 
     hook = backbone.model.get_decoder().layers[1].register_forward_pre_hook(interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        start(backbone)(**inputs_of(first))
+    with pytest.raises(error):
+        call()
     hook.remove()
-    assert backbone.model._plora_tokens.now is not None  # nobody told
-    assert torch.equal(then(backbone)(**inputs_of(second))[0], expected)
-    assert backbone.model._plora_tokens.now is None
+
+
+def by_ids(model, tuner, tokens, mask):
+    model(**inputs_of(tokens))
+
+
+def by_keyword(model, tuner, tokens, mask):
+    model(**inputs_of(tokens), visual_token_mask=mask)
+
+
+def by_context(model, tuner, tokens, mask):
+    with tuner.visual_tokens(mask):
+        model(**inputs_of(tokens))
+
+
+def by_embeddings(model, tuner, tokens, mask):
+    embeddings = model.get_input_embeddings()(tokens.input_ids)
+    model(inputs_embeds=embeddings, visual_token_mask=mask)
+
+
+@pytest.mark.parametrize("start", [lambda each: each.model, lambda each: each.model.base_model])
+@pytest.mark.parametrize("then", [lambda each: each.model, lambda each: each.model.base_model])
+@pytest.mark.parametrize("way", [by_ids, by_keyword, by_context, by_embeddings])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_pass_is_forgotten(backbone, start, then, way, error):
+    tuner, tokens = adapted(backbone), sequences(backbone)
+    named, tokens_of_text = inputs_of(tokens), inputs_of(sequences(backbone, text_only=True))
+    expected = [then(backbone)(**each)[0] for each in (named, tokens_of_text)]
+
+    def again():
+        interrupted(backbone, lambda: way(start(backbone), tuner, tokens, ~tokens.image_mask), error)
+        assert (backbone.model._plora_tokens.now is None) == (error is RuntimeError)  # of the other nobody told
+
+    for inputs, logits in zip((named, tokens_of_text), expected, strict=True):  # the first has the very same tensors
+        again()
+        assert torch.equal(then(backbone)(**inputs)[0], logits)
+        assert backbone.model._plora_tokens.now is None
+    again()
+    with pytest.raises(InputError, match="needs to know"):
+        then(backbone)(inputs_embeds=backbone.model.get_input_embeddings()(tokens.input_ids))
+
+
+def test_a_copy_knows_nothing_of_an_interrupted_pass(backbone):
+    adapted(backbone)
+    tokens = sequences(backbone)
+    interrupted(backbone, lambda: backbone.model(**inputs_of(tokens)))
+    twin = copy.deepcopy(backbone)
+    assert twin.model._plora_tokens.now is None and torch.equal(twin.hidden(tokens), backbone.hidden(tokens))
 
 
 WAYS = {
@@ -219,14 +262,34 @@ def test_generation_from_embeddings_takes_the_context(backbone, beams):
 
 def test_placeholders_are_not_generated_until_unloaded(backbone):
     tuner = adapted(backbone)
-    assert backbone.model.generation_config.suppress_tokens == [IMAGE]
+    head, config = backbone.model.lm_head.weight, backbone.model.generation_config
     with torch.no_grad():
-        backbone.model.lm_head.weight[IMAGE] = 1e3 * backbone.model.lm_head.weight[5]
+        head[IMAGE] = 1e3 * head[5]
+        head[6] = -2e3 * head[5]
     tokens = sequences(backbone, side="left")
     ways = {"max_new_tokens": 6, "do_sample": True, "pad_token_id": 0, "eos_token_id": 999}
-    assert not (backbone.model.generate(**inputs_of(tokens), **ways)[:, 16:] == IMAGE).any()
+
+    def generated(each):
+        return each.model.generate(**inputs_of(tokens), **ways)[:, 16:]
+
+    for each in (backbone, copy.deepcopy(backbone)):
+        assert not (generated(each) == IMAGE).any() and (generated(each) == 6).any()
+    config.suppress_tokens = [6]
+    assert not torch.isin(generated(backbone), torch.tensor([6, IMAGE])).any()
+    assert config.suppress_tokens == [6]
     tuner.unload()
-    assert (backbone.model.generate(**inputs_of(tokens), **ways)[:, 16:] == IMAGE).any()
+    assert (generated(backbone) == IMAGE).any()
+
+
+def test_what_is_saved_suppresses_nothing(backbone, tmp_path):
+    adapted(backbone)
+    before = backbone.model.generation_config.to_dict()
+    inputs = inputs_of(sequences(backbone, side="left"))
+    backbone.model.generate(**inputs, max_new_tokens=1, pad_token_id=0)
+    interrupted(backbone, lambda: backbone.model.generate(**inputs, max_new_tokens=1, pad_token_id=0))
+    assert backbone.model.generation_config.to_dict() == before
+    backbone.model.generation_config.save_pretrained(tmp_path)
+    assert "suppress_tokens" not in (tmp_path / "generation_config.json").read_text()
 
 
 @pytest.mark.parametrize("path", ["scenes-vlm", "scenes-parts"])
@@ -235,9 +298,9 @@ def test_packaged_checkpoints_answer_as_their_base_on_text_and_at_first(path):
     backbone.eval()
     split = Scenes(num_train=8, num_val=8).examples("val")
     prompts = backbone.encoder.prompts([split[index].conversation[:1] for index in range(4)])
-    before = backbone.generate_ids(prompts, max_new_tokens=8)
+    before, hidden = backbone.generate_ids(prompts, max_new_tokens=8), backbone.hidden(prompts)
     PLoraModel(backbone.model, {"visual": config()}, "visual")
     backbone.eval()
     assert prompts.image_mask.any() and torch.equal(backbone.generate_ids(prompts, max_new_tokens=8), before)
     trained(backbone.model)
-    assert not torch.equal(backbone.generate_ids(prompts, max_new_tokens=8), before)
+    assert not torch.allclose(backbone.hidden(prompts), hidden)

@@ -297,7 +297,7 @@ def test_only_adapters_of_all_tokens_merge(backbone):
     merged = peft.merge_and_unload()
     assert merged is backbone.model and not any("lora_" in name for name, _ in merged.named_parameters())
     torch.testing.assert_close(backbone(tokens).logits, logits, rtol=1e-4, atol=1e-4)
-    assert merged.generation_config.suppress_tokens is None and "_plora_tokens" not in vars(merged)
+    assert not {"generate", "_plora_tokens"} & set(vars(merged))
     assert not merged._forward_pre_hooks and not merged.base_model._forward_hooks
 
 
@@ -406,14 +406,15 @@ def test_what_it_adapts(backbone):
             PLoraModel(before, config(target_modules=targets), "a")
     with pytest.raises(InputError, match="linear maps, got model.language_model.embed_tokens, a Embedding"):
         PLoraModel(before, config(target_modules=["embed_tokens"]), "a")
-    assert not before._forward_pre_hooks and before.generation_config.suppress_tokens is None
+    assert not before._forward_pre_hooks and "generate" not in vars(before)
 
 
 @pytest.mark.parametrize("settings", [
     {"use_dora": True}, {"alora_invocation_tokens": [1], "task_type": "CAUSAL_LM"}, {"lora_bias": True},
     {"init_lora_weights": "pissa"}, {"init_lora_weights": "olora"}, {"bias": "all"}, {"token_scope": "vision"},
     {"target_parameters": ["mlp.weight"]}, {"use_qalora": True}, {"layers_to_transform": [0]},
-    {"layer_replication": [[0, 1]]},
+    {"layer_replication": [[0, 1]]}, {"modules_to_save": ["lm_head"]}, {"trainable_token_indices": [1]},
+    {"task_type": "SEQ_CLS"}, {"task_type": "TOKEN_CLS"}, {"task_type": "QUESTION_ANS"},
 ])  # fmt: skip
 def test_what_it_refuses(settings):
     with pytest.raises(InputError, match=f"PLoraConfig.*{next(iter(settings))}"):
