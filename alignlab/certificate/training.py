@@ -1,5 +1,6 @@
 """Properties of training: what one step, several processes, a kill and a seed make of an objective."""
 
+import copy
 import itertools
 import math
 import os
@@ -23,6 +24,7 @@ from alignlab.certificate.children import ChildFailed, run_child, run_children
 from alignlab.certificate.findings import Finding, compare
 from alignlab.data import AlignmentData
 from alignlab.experiment.fitting import fit
+from alignlab.modules.parted import disable_dropout
 from alignlab.objectives import Objective, Optimization
 
 QUIET = {"accelerator": "cpu", "num_sanity_val_steps": 0, "limit_val_batches": 0}
@@ -96,7 +98,9 @@ def processes(case: Case) -> Finding:
     """Two and three processes with equal and unequal batches are one process with all of it."""
     if case.objective.per_process:
         return Finding("processes", "n/a", note=case.objective.per_process)
-    expected, sent = trace(case.replica(), case.batch()), pickle.dumps(case.objective)
+    still = copy.deepcopy(case.objective)  # in chunks where it is, and without dropout, which differs by process
+    disable_dropout(still)
+    expected, sent = trace(case.replica(), case.batch()), pickle.dumps(still)
     found: dict[str, float] = {}
     each: list[str] = []
     for sizes in ((3, 3), (4, 2), (2, 2, 2), (1, 3, 2)):

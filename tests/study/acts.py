@@ -50,6 +50,5 @@ def study_of(directory: Path, *whats: str) -> Study:
         hash = digest(config)
         cells.append(Cell(f"arm{index}", "start", index, config, directory / "cells" / hash, hash, {}))
     arms = tuple(cell.arm for cell in cells)
-    return Study(
-        "acts", "", directory, arms, ("start",), tuple(range(len(cells))), {}, arms[0], None, None, (), (), tuple(cells), ()
-    )
+    seeds = tuple(range(len(cells)))
+    return Study("acts", "", directory, arms, ("start",), seeds, {}, arms[0], None, None, (), (), tuple(cells), ())
