@@ -16,6 +16,7 @@ from alignlab.adapters import has_adapters
 from alignlab.backbones import blind, vlm
 from alignlab.backbones.answers import Answers, apart, is_causal, joined, masks_given, one_prompt, takes_masks
 from alignlab.backbones.encoding import Encoder
+from alignlab.backbones.parts import parts_of
 from alignlab.backbones.saving import beneath, save_adapted
 from alignlab.batch import Tokens
 from alignlab.errors import InputError
@@ -73,7 +74,7 @@ class Backbone(Parted):
         settings = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
         self.model = vlm.read(path, settings) if set(fresh) != set(PARTS) else vlm.draw(path, settings)
         if fresh and set(fresh) != set(PARTS):
-            self.transplant(vlm.parts_of(vlm.draw(path, settings)), fresh, "fresh")
+            self.transplant(parts_of(vlm.draw(path, settings)), fresh, "fresh")
         for part, donor in (take or {}).items():
             self.transplant(vlm.giving(donor, part, settings), (part,), f"take from {donor}")
         self.base, before = beneath(path)
@@ -84,7 +85,7 @@ class Backbone(Parted):
     @property
     def parts(self) -> dict[str, nn.ModuleList]:
         """The modules of each part; the projector is what stands between the vision tower and the decoder."""
-        return vlm.parts_of(self.model)
+        return parts_of(self.model)
 
     @property
     def head(self) -> nn.Module:

@@ -49,5 +49,5 @@ def _unquantized(backbone: Backbone) -> Any:
     """The model beneath the adapters as it was before its linear maps were put into 4 bits."""
     model = vlm.read(backbone.base, {"dtype": backbone.model.dtype})
     with torch.no_grad():
-        model.load_state_dict(weights_of(backbone, sorted(backbone.changed)), strict=False)
+        model.load_state_dict(weights_of(backbone.model, sorted(backbone.changed)), strict=False)
     return model

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import GenerationConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from alignlab.adapters import adapter_parameters
@@ -18,6 +19,7 @@ from alignlab.adapters.placing import adapters_of
 from alignlab.adapters.quantizing import quantize, quantized_pattern
 from alignlab.adapters.storing import read_adapters, write_adapters
 from alignlab.backbones.locations import locate, packaged
+from alignlab.backbones.parts import parts_of
 from alignlab.errors import InputError
 from alignlab.modules.fingerprints import files_fingerprint
 from alignlab.modules.parted import PARTS, Dtype, Parted
@@ -78,7 +80,7 @@ def save_adapted(backbone: Parted, folder: Path, base: str, dtype: Dtype | None)
     model, added = backbone.model, {id(parameter) for parameter in adapter_parameters(backbone.model)}
     trained = {part for each, part in backbone.part_of() if each.requires_grad and id(each) not in added}
     changed = sorted(backbone.changed | trained)
-    weights = weights_of(backbone, changed)
+    weights = weights_of(model, changed)
     if dtype is not None:
         weights = {name: each.to(getattr(torch, dtype)) for name, each in weights.items()}
     folder.mkdir(parents=True, exist_ok=True)
@@ -92,10 +94,11 @@ def save_adapted(backbone: Parted, folder: Path, base: str, dtype: Dtype | None)
     (folder / BASE).write_text(json.dumps(asdict(said), indent=2) + "\n")
 
 
-def weights_of(backbone: Parted, parts: Sequence[str]) -> dict[str, Tensor]:
+def weights_of(model: Any, parts: Sequence[str]) -> dict[str, Tensor]:
     """The weights of some parts without their adapters; tied ones are one."""
-    wanted = {each.data_ptr() for part in parts for each in backbone.parts[part].state_dict().values()}
-    found = {each.data_ptr(): (name, each) for name, each in unadapted_weights(backbone.model).items()}
+    whole = parts_of(model)
+    wanted = {each.data_ptr() for part in parts for each in whole[part].state_dict().values()}
+    found = {each.data_ptr(): (name, each) for name, each in unadapted_weights(model).items()}
     return {name: each.contiguous() for place, (name, each) in found.items() if place in wanted}
 
 
@@ -116,16 +119,26 @@ def read_adapted(folder: str, read: Callable[[str], Any], draw: Callable[[], Any
     else:
         with torch.random.fork_rng(devices=[]):  # what is drawn is not what is kept
             model = draw()
-    try:
-        unexpected = model.load_state_dict(load_file(Path(folder) / TRAINED), strict=False).unexpected_keys
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"backbone.path: {Path(folder) / TRAINED} cannot be read: {error}") from None
-    if unexpected:
-        raise InputError(f"backbone.path: {Path(folder) / TRAINED} does not fit {base.path}: {unexpected[0]}")
+    _read_trained(model, Path(folder) / TRAINED, base)
+    if model.can_generate():
+        try:
+            model.generation_config = GenerationConfig.from_pretrained(folder)
+        except OSError as error:
+            raise InputError(f"backbone.path: the generation config in {folder} cannot be read: {error}") from None
     if base.quantized is not None:
         quantize(model, base.quantized)
     read_adapters(model, Path(folder) / ADAPTER, base.adapters)
     return model
+
+
+def _read_trained(model: Any, file: Path, base: Base) -> None:
+    try:
+        weights = load_file(file)
+        if wrong := sorted(weights.keys() ^ weights_of(model, base.changed).keys()):
+            raise InputError(f"backbone.path: {file} does not fit {base.path}: {wrong[0]} is on one side alone")
+        model.load_state_dict(weights, strict=False)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"backbone.path: {file} cannot be read: {error}") from None
 
 
 def _check_base(folder: str, base: Base) -> None:

@@ -88,6 +88,36 @@ def test_where_nothing_is_left_of_the_base_it_is_not_read(tiny_path, tmp_path, t
     assert torch.equal(Backbone(str(tmp_path / "a")).eval()(tokens).logits, made(tokens).logits)
 
 
+def test_where_all_parts_changed_generation_is_as_it_was(tiny_path, tmp_path):
+    shutil.copytree(tiny_path, tmp_path / "base")
+    file = tmp_path / "base" / "generation_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token_id": [3, 9], "suppress_tokens": [7]}))
+    shutil.copytree(tmp_path / "base", tmp_path / "donor")
+    made = trained(
+        tmp_path / "base",
+        LoRA(rank=2, train=["vision_tower", "projector"]),
+        take={"language_model": str(tmp_path / "donor")},
+    )
+    made.save(tmp_path / "a")
+    assert json.loads((tmp_path / "a" / "base.json").read_text())["fingerprint"] is None
+    read = Backbone(str(tmp_path / "a")).model.generation_config
+    assert (read.eos_token_id, read.suppress_tokens) == ([3, 9], [7])
+    (tmp_path / "a" / "generation_config.json").write_text("{")
+    with pytest.raises(InputError, match=f"generation config in {tmp_path}/a cannot be read"):
+        Backbone(str(tmp_path / "a"))
+
+
+@pytest.mark.parametrize("train", [["projector"], ["vision_tower", "projector"]])
+def test_trained_weights_that_are_missing_are_named(tiny_path, tmp_path, train):
+    trained(tiny_path, LoRA(rank=2, train=train), fresh=["language_model"]).save(tmp_path / "a")
+    weights = load_file(tmp_path / "a" / "trained.safetensors")
+    name = min(name for name in weights if "projector" in name)
+    del weights[name]
+    save_file(weights, tmp_path / "a" / "trained.safetensors")
+    with pytest.raises(InputError, match=f"{tmp_path}/a/trained.safetensors does not fit .*{name} is on one side"):
+        Backbone(str(tmp_path / "a"))
+
+
 def test_a_part_is_taken_with_its_adapters_merged(tiny_path, tmp_path, tokens):
     saved = trained(tiny_path, LoRA(rank=2, train=["projector"]))
     saved.save(tmp_path / "a")
