@@ -38,7 +38,7 @@ def merged_weights(module: nn.Module, configs: "Mapping[str, LoraConfig]") -> di
 
 
 def fold(module: nn.Module, configs: "Mapping[str, LoraConfig]", who: str, *, texts_only: bool = False) -> None:
-    """Merge a module's adapters into it, and put the plain layers back in their place.
+    """Merge a module's adapters into it, and put the plain layers back in their place; all of it trains then.
 
     Args:
         configs: Of the adapters of the model that it is, or is of.
@@ -55,6 +55,7 @@ def fold(module: nn.Module, configs: "Mapping[str, LoraConfig]", who: str, *, te
     for name, layer in _adapted(module).items():
         layer.get_base_layer().weight.data = _merged(layer, configs)
         module.set_submodule(name, layer.get_base_layer())
+    module.requires_grad_(True)  # as a plain one's
 
 
 def why_apart(module: nn.Module, configs: "Mapping[str, LoraConfig]", *, texts_only: bool = False) -> str | None:

@@ -41,7 +41,8 @@ class Backbone(Parted):
     """A vision-language model: vision tower, projector and language model, with its processor.
 
     Any directory that ``AutoModelForImageTextToText`` and ``AutoProcessor`` load; parts, placeholders and
-    capabilities are read off the model, not off its name.
+    capabilities are read off the model, not off its name. All parts train until an adapter says otherwise, but for
+    those that were saved with adapters: these are frozen, and their adapters with them.
 
     Args:
         path: Name of a packaged checkpoint, a directory, or a hub name.

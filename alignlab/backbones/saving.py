@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
-from alignlab.adapters import adapter_parameters
+from alignlab.adapters import adapter_parameters, has_adapters
 from alignlab.adapters.merging import unadapted_weights
 from alignlab.adapters.placing import adapters_of
 from alignlab.adapters.quantizing import quantize, quantized_pattern
@@ -103,7 +103,7 @@ def weights_of(model: Any, parts: Sequence[str]) -> dict[str, Tensor]:
 
 
 def read_adapted(folder: str, read: Callable[[str], Any], draw: Callable[[], Any]) -> Any:
-    """Put a model with adapters together again.
+    """Put a model with adapters together again: parts that have some are frozen, with them, and the others train.
 
     Args:
         read: Reads the model that it was trained from.
@@ -128,6 +128,8 @@ def read_adapted(folder: str, read: Callable[[str], Any], draw: Callable[[], Any
     if base.quantized is not None:
         quantize(model, base.quantized)
     read_adapters(model, Path(folder) / ADAPTER, base.adapters)
+    for part in parts_of(model).values():
+        part.requires_grad_(not has_adapters(part))
     return model
 
 

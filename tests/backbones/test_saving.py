@@ -32,7 +32,8 @@ def test_what_is_read_computes_bit_for_bit_what_was_saved(tiny_path, tmp_path, t
     assert torch.equal(read(tokens).logits, saved(tokens).logits)
     assert not torch.allclose(Backbone(str(tiny_path)).eval()(tokens).logits, saved(tokens).logits, atol=1e-2)
     assert has_adapters(read.model)
-    assert not any(parameter.requires_grad for parameter in read.parameters())
+    trains = {part for parameter, part in read.part_of() if parameter.requires_grad}
+    assert trains == {"projector"}  # parts with adapters are frozen
     assert size(tmp_path / "a") < 0.5 * size(tiny_path)
     assert open_encoder(str(tmp_path / "a")).image_token_id == saved.encoder.image_token_id
 
@@ -140,6 +141,7 @@ def test_a_language_model_with_adapters_reads_texts_for_a_dual_encoder(tiny_path
     plain = DualEncoder(str(tiny_path), text_tower=str(tiny_path)).eval()
     assert not torch.allclose(read, plain.read(plain.encoder.contents(contents)), atol=1e-2)
     assert not has_adapters(dual)
+    assert all(parameter.requires_grad for parameter in dual.parameters())
 
 
 @pytest.mark.parametrize("kind", [CLIPConfig, SiglipConfig])
