@@ -1,8 +1,10 @@
 """saving: a backbone with adapters as a small directory, beside the model that it was trained from."""
 
 import json
+import os
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -37,6 +39,7 @@ class Base:
         adapters: Their names, in the order in which they were put in.
         changed: Parts whose weights are not in those files.
         quantized: A regular expression that matches the linear maps in 4 bits; None: none is.
+        beside: That directory as seen from this one, which is read first, as both may have moved; None: it is none.
     """
 
     path: str
@@ -44,13 +47,43 @@ class Base:
     adapters: list[str]
     changed: list[str]
     quantized: str | None = None
+    beside: str | None = None
 
     @classmethod
     def read(cls, folder: Path | str) -> Self:
+        """Read it, with the path at which the model lies now.
+
+        Raises:
+            InputError: It is missing or damaged.
+        """
         try:
-            return cls(**json.loads((Path(folder) / BASE).read_text()))
+            base = cls(**json.loads((Path(folder) / BASE).read_text()))
+            base._check()
         except (OSError, ValueError, TypeError) as error:
             raise InputError(f"backbone.path: {Path(folder) / BASE} cannot be read: {error}") from None
+        moved = None if base.beside is None else (Path(folder).resolve() / base.beside).resolve()
+        return replace(base, path=str(moved)) if moved is not None and moved.is_dir() else base
+
+    def _check(self) -> None:
+        """Raise ValueError for what ``save_adapted`` does not write."""
+        for name in ("path", "fingerprint", "quantized", "beside"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and (name == "path" or value is not None):
+                raise ValueError(f"{name} is no text, but {value!r}")
+        for name in ("adapters", "changed"):
+            value = getattr(self, name)
+            if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+                raise ValueError(f"{name} is no list of names, but {value!r}")
+        if not self.adapters:
+            raise ValueError("adapters names none")
+        if unknown := set(self.changed) - set(PARTS):
+            raise ValueError(f"changed names {min(unknown)}, and the parts are {', '.join(PARTS)}")
+        if self.fingerprint is None and set(self.changed) != set(PARTS):
+            raise ValueError("fingerprint is null, though not all parts have changed")
+        try:
+            re.compile(self.quantized or "")
+        except re.error as error:
+            raise ValueError(f"quantized is no regular expression: {error}") from None
 
 
 def beneath(path: str) -> tuple[str, frozenset[str]]:
@@ -90,7 +123,8 @@ def save_adapted(backbone: Parted, folder: Path, base: str, dtype: Dtype | None)
     if model.can_generate():
         model.generation_config.save_pretrained(folder)
     fingerprint = None if set(changed) == set(PARTS) else _fingerprint(base)
-    said = Base(base, fingerprint, list(adapters_of(model)), changed, quantized_pattern(model))
+    beside = os.path.relpath(Path(base).resolve(), folder.resolve()) if Path(base).is_absolute() else None
+    said = Base(base, fingerprint, list(adapters_of(model)), changed, quantized_pattern(model), beside)
     (folder / BASE).write_text(json.dumps(asdict(said), indent=2) + "\n")
 
 

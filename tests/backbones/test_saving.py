@@ -213,6 +213,56 @@ def test_a_damaged_directory_gets_one_clear_message(tiny_path, tmp_path, damage)
         Backbone(str(tmp_path / "a"))
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"path": 3},
+        {"fingerprint": 3},
+        {"fingerprint": None},
+        {"adapters": []},
+        {"adapters": "lora"},
+        {"adapters": [3]},
+        {"changed": ["foo"]},
+        {"changed": None},
+        {"quantized": "("},
+        {"beside": 3},
+        {"more": 3},
+    ],
+    ids=str,
+)
+def test_a_damaged_base_gets_one_clear_message(tiny_path, tmp_path, said):
+    trained(tiny_path, LoRA(rank=2, train=["projector"])).save(tmp_path / "a")
+    file = tmp_path / "a" / "base.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **said}))
+    with pytest.raises(InputError, match=f"{file} cannot be read: .*{next(iter(said))}"):
+        Backbone(str(tmp_path / "a"))
+
+
+@pytest.mark.parametrize("said", [[], {"r": "x"}, {"r": []}, {"peft_type": 3}, {"target_modules": 3}], ids=str)
+def test_a_damaged_config_of_an_adapter_gets_one_clear_message(tiny_path, tmp_path, said):
+    trained(tiny_path, LoRA(rank=2)).save(tmp_path / "a")
+    file = tmp_path / "a" / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **said} if said else said))
+    with pytest.raises(InputError, match=f"the adapters in {file.parent} cannot be put into the model"):
+        Backbone(str(tmp_path / "a"))
+
+
+def test_a_base_that_moves_with_it_is_found(tiny_path, tmp_path, tokens):
+    shutil.copytree(tiny_path, tmp_path / "run" / "stages" / "first" / "backbone")
+    saved = trained(tmp_path / "run" / "stages" / "first" / "backbone", LoRA(rank=2))
+    saved.save(tmp_path / "run" / "backbone")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    read = Backbone(str(tmp_path / "moved" / "backbone")).eval()
+    assert torch.equal(read(tokens).logits, saved(tokens).logits)
+    read.save(tmp_path / "again")
+    assert torch.equal(Backbone(str(tmp_path / "again")).eval()(tokens).logits, saved(tokens).logits)
+    # Moved alone, it finds the base at its old place.
+    (tmp_path / "moved" / "backbone").rename(tmp_path / "moved" / "stages" / "alone")
+    (tmp_path / "moved").rename(tmp_path / "run")
+    alone = Backbone(str(tmp_path / "run" / "stages" / "alone")).eval()
+    assert torch.equal(alone(tokens).logits, saved(tokens).logits)
+
+
 def test_without_adapters_the_whole_model_is_written(tiny_backbone, tmp_path):
     tiny_backbone.save(tmp_path)
     assert not (tmp_path / "base.json").exists()
