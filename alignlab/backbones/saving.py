@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -39,6 +39,7 @@ class Base:
         adapters: Their names, in the order in which they were put in.
         changed: Parts whose weights are not in those files.
         quantized: A regular expression that matches the linear maps in 4 bits; None: none is.
+        dtype: The type that it was read in, such as bfloat16; None: not known.
         beside: That directory as seen from this one, which is read first, as both may have moved; None: it is none.
     """
 
@@ -47,6 +48,7 @@ class Base:
     adapters: list[str]
     changed: list[str]
     quantized: str | None = None
+    dtype: Dtype | None = None
     beside: str | None = None
 
     @classmethod
@@ -70,6 +72,8 @@ class Base:
             value = getattr(self, name)
             if not isinstance(value, str) and (name == "path" or value is not None):
                 raise ValueError(f"{name} is no text, but {value!r}")
+        if self.dtype not in (None, *get_args(Dtype)):
+            raise ValueError(f"dtype is one of {', '.join(get_args(Dtype))}, not {self.dtype!r}")
         for name in ("adapters", "changed"):
             value = getattr(self, name)
             if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
@@ -124,7 +128,15 @@ def save_adapted(backbone: Parted, folder: Path, base: str, dtype: Dtype | None)
         model.generation_config.save_pretrained(folder)
     fingerprint = None if set(changed) == set(PARTS) else _fingerprint(base)
     beside = os.path.relpath(Path(base).resolve(), folder.resolve()) if Path(base).is_absolute() else None
-    said = Base(base, fingerprint, list(adapters_of(model)), changed, quantized_pattern(model), beside)
+    said = Base(
+        base,
+        fingerprint,
+        list(adapters_of(model)),
+        changed,
+        quantized=quantized_pattern(model),
+        dtype=str(model.dtype).removeprefix("torch."),
+        beside=beside,
+    )
     (folder / BASE).write_text(json.dumps(asdict(said), indent=2) + "\n")
 
 
@@ -144,7 +156,8 @@ def read_adapted(folder: str, read: Callable[[str], Any], draw: Callable[[], Any
         draw: Makes one like it, whose weights may be anything.
 
     Raises:
-        InputError: That one is missing, or has other weights by now, or the directory is damaged.
+        InputError: That one is missing, or has other weights by now, or is in 4 bits and read in another type than the
+            adapters were trained on, which gives other codes; or the directory is damaged.
     """
     base = Base.read(folder)
     if base.fingerprint is not None:
@@ -160,6 +173,12 @@ def read_adapted(folder: str, read: Callable[[str], Any], draw: Callable[[], Any
         except OSError as error:
             raise InputError(f"backbone.path: the generation config in {folder} cannot be read: {error}") from None
     if base.quantized is not None:
+        read_in = str(model.dtype).removeprefix("torch.")
+        if base.dtype not in (None, read_in):
+            raise InputError(
+                f"backbone.path: the adapters in {folder} were trained on weights quantised from {base.dtype}, and "
+                f"quantising them from {read_in} gives others; set backbone.dtype to {base.dtype}"
+            )
         quantize(model, base.quantized)
     read_adapters(model, Path(folder) / ADAPTER, base.adapters)
     for part in parts_of(model).values():

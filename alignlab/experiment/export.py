@@ -7,9 +7,9 @@ from pathlib import Path
 
 from alignlab.adapters.placing import adapters_of
 from alignlab.adapters.quantizing import quantized_pattern
-from alignlab.backbones import Backbone, open_backbone
+from alignlab.backbones import Backbone, DualEncoder, open_backbone
 from alignlab.backbones.plain import write_plain
-from alignlab.backbones.saving import ADAPTER
+from alignlab.backbones.saving import ADAPTER, Base, is_adapted
 from alignlab.errors import InputError
 from alignlab.experiment import record
 from alignlab.experiment.run import load
@@ -52,7 +52,7 @@ def export(source: Path, output: Path, *, dtype: Dtype | None = None) -> str | N
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output} is there already, and no empty directory; nothing was written")
-    backbone = load(source) if (source / "config.yaml").is_file() else open_backbone(str(source)).eval()
+    backbone = load(source) if (source / "config.yaml").is_file() else _opened(source)
     where = output.absolute()
     with record.writing(where):
         where.parent.mkdir(parents=True, exist_ok=True)
@@ -66,6 +66,12 @@ def export(source: Path, output: Path, *, dtype: Dtype | None = None) -> str | N
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return reason
+
+
+def _opened(source: Path) -> Backbone | DualEncoder:
+    """A backbone's directory, in the type that its adapters were trained beside if it has some."""
+    dtype = (Base.read(source).dtype if is_adapted(source) else None) or "float32"
+    return open_backbone(str(source), dtype=dtype).eval()
 
 
 def readme(backbone: Backbone, reason: str) -> str:

@@ -180,6 +180,14 @@ def test_weights_are_written_in_the_type_asked_for(tiny_path, tmp_path, tokens):
     assert torch.allclose(read(tokens).logits, saved(tokens).logits, atol=0.1)
 
 
+def test_the_type_of_the_base_is_noted_and_another_may_be_asked_for(tiny_path, tmp_path, tokens):
+    saved = trained(tiny_path, LoRA(rank=2), dtype="bfloat16")
+    saved.save(tmp_path / "a")
+    assert json.loads((tmp_path / "a" / "base.json").read_text())["dtype"] == "bfloat16"
+    read = Backbone(str(tmp_path / "a")).eval()
+    assert torch.allclose(read(tokens).logits, saved(tokens).logits.float(), atol=0.1)
+
+
 def test_a_missing_and_a_changed_base_are_named(tiny_path, tmp_path):
     shutil.copytree(tiny_path, tmp_path / "base")
     trained(tmp_path / "base", LoRA(rank=2)).save(tmp_path / "a")
@@ -225,6 +233,8 @@ def test_a_damaged_directory_gets_one_clear_message(tiny_path, tmp_path, damage)
         {"changed": ["foo"]},
         {"changed": None},
         {"quantized": "("},
+        {"dtype": "float31"},
+        {"dtype": []},
         {"beside": 3},
         {"more": 3},
     ],
