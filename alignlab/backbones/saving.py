@@ -108,7 +108,7 @@ def save_adapted(backbone: Parted, folder: Path, base: str, dtype: Dtype | None)
     """Write what tells a model with adapters from the one it was trained from.
 
     These are the adapters, in peft's format; the parts that train beside them, or were others from the beginning,
-    whole; and where the rest is. A model that came from such a directory names what that names.
+    whole; all buffers, as running statistics change without training; and where the rest is. A model that came from such a directory names what that names.
 
     Args:
         base: Where what no training changed was read from, as ``beneath`` says.
@@ -119,7 +119,8 @@ def save_adapted(backbone: Parted, folder: Path, base: str, dtype: Dtype | None)
     changed = sorted(backbone.changed | trained)
     weights = weights_of(model, changed)
     if dtype is not None:
-        weights = {name: each.to(getattr(torch, dtype)) for name, each in weights.items()}
+        kind = getattr(torch, dtype)
+        weights = {name: each.to(kind) if each.is_floating_point() else each for name, each in weights.items()}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(weights, folder / TRAINED, metadata={"format": "pt"})
     write_adapters(model, folder / ADAPTER, base=base, dtype=dtype)
@@ -141,9 +142,10 @@ def save_adapted(backbone: Parted, folder: Path, base: str, dtype: Dtype | None)
 
 
 def weights_of(model: Any, parts: Sequence[str]) -> dict[str, Tensor]:
-    """The weights of some parts without their adapters; tied ones are one."""
+    """The weights of some parts without their adapters, and what all parts count as they run; tied ones are one."""
     whole = parts_of(model)
     wanted = {each.data_ptr() for part in parts for each in whole[part].state_dict().values()}
+    wanted |= {each.data_ptr() for each in model.buffers()}  # a frozen batch norm's, say
     found = {each.data_ptr(): (name, each) for name, each in unadapted_weights(model).items()}
     return {name: each.contiguous() for place, (name, each) in found.items() if place in wanted}
 

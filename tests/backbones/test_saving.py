@@ -108,6 +108,29 @@ def test_where_all_parts_changed_generation_is_as_it_was(tiny_path, tmp_path):
         Backbone(str(tmp_path / "a"))
 
 
+def test_running_statistics_of_a_frozen_tower_are_kept(tiny_path, tmp_path):
+    from transformers import AutoConfig, AutoModelForImageTextToText, ResNetConfig
+
+    shutil.copytree(tiny_path, tmp_path / "base")
+    config = AutoConfig.from_pretrained(tiny_path)
+    config.vision_config = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], hidden_size=8)
+    AutoModelForImageTextToText.from_config(config).save_pretrained(tmp_path / "base")
+    backbone = Backbone(str(tmp_path / "base"), attention="eager")
+    LoRA(rank=2).apply(backbone)
+    tower = backbone.model.get_encoder(modality="image")
+    pictures = torch.rand(2, 3, 32, 32)
+    before = tower.eval()(pictures).last_hidden_state
+    for _ in range(300):  # more than bfloat16 counts to
+        tower.train()(pictures)
+    backbone.eval().save(tmp_path / "a", dtype="bfloat16")
+    backbone.save(tmp_path / "b")
+    read = Backbone(str(tmp_path / "b"), attention="eager").model.get_encoder(modality="image")
+    assert all(torch.equal(each, read.state_dict()[name]) for name, each in tower.state_dict().items())
+    assert not torch.allclose(read.eval()(pictures).last_hidden_state, before, atol=1e-3)
+    short = Backbone(str(tmp_path / "a"), attention="eager").model.get_encoder(modality="image").state_dict()
+    assert all(torch.equal(each, short[name]) for name, each in tower.state_dict().items() if "tracked" in name)
+
+
 @pytest.mark.parametrize("train", [["projector"], ["vision_tower", "projector"]])
 def test_trained_weights_that_are_missing_are_named(tiny_path, tmp_path, train):
     trained(tiny_path, LoRA(rank=2, train=train), fresh=["language_model"]).save(tmp_path / "a")
