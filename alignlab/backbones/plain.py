@@ -21,7 +21,7 @@ from alignlab.modules.parted import Dtype
 def write_plain(
     backbone: Backbone | DualEncoder, folder: Path, *, dtype: Dtype | None = None, place: Path | None = None
 ) -> str | None:
-    """Write a backbone whole, with its adapters merged where that is exact, and beside it where it is not.
+    """Write a backbone whole, with its adapters merged where weights can hold them, and beside it where they cannot.
 
     Args:
         dtype: Of the weights; None: as they are.

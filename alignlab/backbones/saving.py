@@ -108,7 +108,8 @@ def save_adapted(backbone: Parted, folder: Path, base: str, dtype: Dtype | None)
     """Write what tells a model with adapters from the one it was trained from.
 
     These are the adapters, in peft's format; the parts that train beside them, or were others from the beginning,
-    whole; all buffers, as running statistics change without training; and where the rest is. A model that came from such a directory names what that names.
+    whole; all buffers, as running statistics change without training; and where the rest is. A model that came from
+    such a directory names what that names.
 
     Args:
         base: Where what no training changed was read from, as ``beneath`` says.
@@ -201,7 +202,7 @@ def _read_trained(model: Any, file: Path, base: Base) -> None:
 def _check_base(folder: str, base: Base) -> None:
     try:
         found = _fingerprint(base.path)
-    except (InputError, OSError, SafetensorError) as error:
+    except (InputError, OSError, ValueError) as error:
         raise InputError(
             f"backbone.path: {folder} holds what changed in training from {base.path}, which cannot be read "
             f"({str(error).strip().splitlines()[0]}); put it back, or write into {Path(folder) / BASE} where it is now"

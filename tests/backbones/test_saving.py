@@ -1,6 +1,7 @@
 """A backbone with adapters is saved as what changed, and read as it was."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -13,6 +14,7 @@ from alignlab import InputError
 from alignlab.adapters import DoRA, Full, LoRA, adapter_parameters, has_adapters
 from alignlab.backbones import PARTS, Backbone, DualEncoder, open_backbone, open_encoder
 from alignlab.backbones.tiny import write_tiny_dual
+from alignlab.modules.fingerprints import files_fingerprint
 
 
 @pytest.fixture
@@ -220,9 +222,35 @@ def test_a_missing_and_a_changed_base_are_named(tiny_path, tmp_path):
     save_file(weights, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match=f"changed in training from {tmp_path}/base, whose weights are others by now"):
         Backbone(str(tmp_path / "a"))
+    (tmp_path / "base" / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(InputError, match=f"{tmp_path}/base, which cannot be read"):
+        Backbone(str(tmp_path / "a"))
     shutil.rmtree(tmp_path / "base")
     with pytest.raises(InputError, match=f"{tmp_path}/base, which cannot be read .*write into .*base.json"):
         Backbone(str(tmp_path / "a"))
+
+
+def test_the_fingerprint_of_files_is_of_samples_of_all_tensors_and_not_of_names_or_ages(tmp_path):
+    def fingerprint(*parts):
+        files = [tmp_path / f"{number}-{len(parts)}.safetensors" for number in range(len(parts))]
+        for part, file in zip(parts, files, strict=True):
+            save_file(part, file, metadata={"age": str(len(parts))})
+        return files_fingerprint(files)
+
+    weights = {"large": torch.zeros(2**20), "small": torch.zeros(7), "whole": torch.zeros(3, 2**10)}
+    first = fingerprint(weights)
+    os.utime(tmp_path / "0-1.safetensors", (1, 1))
+    assert files_fingerprint([(tmp_path / "0-1.safetensors").rename(tmp_path / "other")]) == first
+    assert fingerprint({"small": weights["small"]}, {name: weights[name] for name in ("whole", "large")}) == first
+    for name, at in [("large", 0), ("large", 2**19), ("large", -1), ("small", 3), ("whole", 2**10)]:
+        changed = weights[name].clone()
+        changed.view(-1)[at] = 1
+        assert fingerprint({**weights, name: changed}) != first
+    assert fingerprint({**weights, "whole": weights["whole"].T.contiguous()}) != first
+    assert fingerprint({**weights, "small": weights["small"].int()}) != first
+    missed = weights["large"].clone()
+    missed[2**18] = 1  # between its samples, as the docstring says
+    assert fingerprint({**weights, "large": missed}) == first
 
 
 @pytest.mark.parametrize("damage", ["trained", "adapter", "base", "names"])
