@@ -154,6 +154,9 @@ def weights_of(model: Any, parts: Sequence[str]) -> dict[str, Tensor]:
 def read_adapted(folder: str, read: Callable[[str], Any], draw: Callable[[], Any]) -> Any:
     """Put a model with adapters together again: parts that have some are frozen, with them, and the others train.
 
+    Every weight is what was saved, bit for bit. So is what it computes, but for maps without a bias of strided inputs,
+    as a branch in LLaVA's projector: torch multiplies these in another order where the weight trains.
+
     Args:
         read: Reads the model that it was trained from.
         draw: Makes one like it, whose weights may be anything.
