@@ -3,6 +3,8 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+from alignlab.adapters.placing import check_whole
+from alignlab.adapters.switching import adapter_parameters
 from alignlab.errors import InputError
 from alignlab.modules.parted import PARTS, Part, Parted
 
@@ -18,6 +20,8 @@ class Adapter(ABC):
 class Full(Adapter):
     """Train all weights of the named parts and freeze the others.
 
+    Adapters that are there already, of an earlier stage, stay as they are, frozen and at work.
+
     Args:
         parts: Any of vision_tower, projector, language_model.
     """
@@ -29,7 +33,8 @@ class Full(Adapter):
         self.parts = tuple(parts)
 
     def apply(self, backbone: Parted) -> None:
+        check_whole("Full", backbone, self.parts)
         for parameter, part in backbone.part_of():
-            if part in self.parts and not parameter.is_floating_point():
-                raise InputError(f"Full cannot train the {part} of {backbone.path}, which is in 4 bits")
             parameter.requires_grad_(part in self.parts)
+        for parameter in adapter_parameters(backbone.model):
+            parameter.requires_grad_(False)

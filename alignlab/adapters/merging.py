@@ -24,13 +24,13 @@ def unadapted_weights(module: nn.Module) -> dict[str, Tensor]:
 
 
 def merged_weights(module: nn.Module, configs: "Mapping[str, LoraConfig]") -> dict[str, Tensor]:
-    """A module's state dict with its adapters merged; the module stays as it is.
+    """A module's state dict with its adapters merged, to the precision of its type; the module stays as it is.
 
     Args:
         configs: Of the adapters of the model that it is, or is of.
 
     Raises:
-        InputError: That would not be exact, see ``why_apart``.
+        InputError: They cannot be, see ``why_apart``.
     """
     _refuse(module, configs)
     weights = unadapted_weights(module)
@@ -38,7 +38,7 @@ def merged_weights(module: nn.Module, configs: "Mapping[str, LoraConfig]") -> di
 
 
 def fold(module: nn.Module, configs: "Mapping[str, LoraConfig]", who: str, *, texts_only: bool = False) -> None:
-    """Merge a module's adapters into it, and put the plain layers back in their place.
+    """Merge a module's adapters into it, and put the plain layers back in their place; all of it trains then.
 
     Args:
         configs: Of the adapters of the model that it is, or is of.
@@ -47,7 +47,7 @@ def fold(module: nn.Module, configs: "Mapping[str, LoraConfig]", who: str, *, te
             what is for those of texts is for all.
 
     Raises:
-        InputError: That would not be exact.
+        InputError: They cannot be merged, see ``why_apart``.
     """
     _refuse(module, configs, who, texts_only=texts_only)
     if texts_only:
@@ -55,10 +55,11 @@ def fold(module: nn.Module, configs: "Mapping[str, LoraConfig]", who: str, *, te
     for name, layer in _adapted(module).items():
         layer.get_base_layer().weight.data = _merged(layer, configs)
         module.set_submodule(name, layer.get_base_layer())
+    module.requires_grad_(True)  # as a plain one's
 
 
 def why_apart(module: nn.Module, configs: "Mapping[str, LoraConfig]", *, texts_only: bool = False) -> str | None:
-    """Why a module's adapters cannot be merged without changing what it computes; None: they can."""
+    """Why no weights compute what a module and its adapters do; None: they can be merged."""
     for layer in tuner_layers(module):
         if is_quantized(layer.get_base_layer()):
             return "its linear maps are in 4 bits, which do not take them exactly"

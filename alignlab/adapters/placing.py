@@ -97,6 +97,13 @@ def check_numbers(who: str, *, rank: int, scaling: float, dropout: float) -> Non
         raise InputError(f"{who} needs a dropout of at least 0 and below 1, got {dropout}")
 
 
+def check_whole(who: str, backbone: Parted, parts: Sequence[Part]) -> None:
+    """Raise InputError unless all weights of these parts can be trained."""
+    for parameter, part in backbone.part_of():
+        if part in parts and not parameter.is_floating_point():
+            raise InputError(f"{who} cannot train the {part} of {backbone.path} whole, which is in 4 bits")
+
+
 def add(backbone: Parted, configs: "Mapping[str, LoraConfig]", *, train: Sequence[Part], who: str) -> None:
     """Put new adapters in place; they train, with the parts named, and nothing else does.
 
@@ -106,25 +113,29 @@ def add(backbone: Parted, configs: "Mapping[str, LoraConfig]", *, train: Sequenc
         configs: By name; a name that is taken gets a number.
 
     Raises:
-        InputError: There are adapters that these cannot stand beside.
+        InputError: There are adapters that these cannot stand beside, or a part that is to train is in 4 bits.
     """
+    check_whole(who, backbone, train)
     there = adapters_of(backbone.model)
     for old in there.values():
         kinds = {config.peft_type for config in (old, *configs.values())}
         if len(kinds) > 1 or any(config.use_dora for config in (old, *configs.values())):
+            do = "start from what `alignlab export` makes of it, where that is merged"
+            if old.peft_type == "PLORA":
+                do = "beside them, PLoRA with ranks of {all: ...} is LoRA of the language model"
             raise InputError(
                 f"{who} cannot be put beside the adapters that {backbone.path} has, of another type or with DoRA's "
-                "magnitudes, whose effects do not add up; start from what `alignlab export` makes of it, where that "
-                "is merged"
+                f"magnitudes, whose effects do not add up; {do}"
             )
-    before = {id(parameter) for parameter in adapter_parameters(backbone.model)}
+    before = [*adapter_parameters(backbone.model)]
     put(backbone.model, {_free(name, there): config for name, config in configs.items()})
     backbone.requires_grad_(False)
-    for parameter in adapter_parameters(backbone.model):
-        parameter.requires_grad_(id(parameter) not in before)
     for parameter, part in backbone.part_of():
-        if part in train:
-            parameter.requires_grad_(True)
+        parameter.requires_grad_(part in train)
+    for parameter in adapter_parameters(backbone.model):
+        parameter.requires_grad_(True)
+    for parameter in before:
+        parameter.requires_grad_(False)
 
 
 def put(model: nn.Module, configs: "Mapping[str, LoraConfig]") -> None:

@@ -65,7 +65,7 @@ def read_adapters(model: Any, folder: Path, names: Sequence[str]) -> None:
             wanted = {key for key, each in model.state_dict(keep_vars=True).items() if id(each) in added}
             if wrong := [*sorted(wanted.intersection(result.missing_keys)), *result.unexpected_keys]:
                 raise ValueError(f"{wrong[0]} is on one side alone")
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0]
         raise InputError(f"the adapters in {folder} cannot be put into the model they belong to: {first}") from None
     model.requires_grad_(False)

@@ -16,6 +16,7 @@ from alignlab.adapters import has_adapters
 from alignlab.backbones import blind, vlm
 from alignlab.backbones.answers import Answers, apart, is_causal, joined, masks_given, one_prompt, takes_masks
 from alignlab.backbones.encoding import Encoder
+from alignlab.backbones.parts import parts_of
 from alignlab.backbones.saving import beneath, save_adapted
 from alignlab.batch import Tokens
 from alignlab.errors import InputError
@@ -40,7 +41,8 @@ class Backbone(Parted):
     """A vision-language model: vision tower, projector and language model, with its processor.
 
     Any directory that ``AutoModelForImageTextToText`` and ``AutoProcessor`` load; parts, placeholders and
-    capabilities are read off the model, not off its name.
+    capabilities are read off the model, not off its name. All parts train until an adapter says otherwise, but for
+    those that were saved with adapters: these are frozen, and their adapters with them.
 
     Args:
         path: Name of a packaged checkpoint, a directory, or a hub name.
@@ -73,7 +75,7 @@ class Backbone(Parted):
         settings = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
         self.model = vlm.read(path, settings) if set(fresh) != set(PARTS) else vlm.draw(path, settings)
         if fresh and set(fresh) != set(PARTS):
-            self.transplant(vlm.parts_of(vlm.draw(path, settings)), fresh, "fresh")
+            self.transplant(parts_of(vlm.draw(path, settings)), fresh, "fresh")
         for part, donor in (take or {}).items():
             self.transplant(vlm.giving(donor, part, settings), (part,), f"take from {donor}")
         self.base, before = beneath(path)
@@ -84,7 +86,7 @@ class Backbone(Parted):
     @property
     def parts(self) -> dict[str, nn.ModuleList]:
         """The modules of each part; the projector is what stands between the vision tower and the decoder."""
-        return vlm.parts_of(self.model)
+        return parts_of(self.model)
 
     @property
     def head(self) -> nn.Module:

@@ -21,7 +21,7 @@ from alignlab.modules.parted import Dtype
 def write_plain(
     backbone: Backbone | DualEncoder, folder: Path, *, dtype: Dtype | None = None, place: Path | None = None
 ) -> str | None:
-    """Write a backbone whole, with its adapters merged where that is exact, and beside it where it is not.
+    """Write a backbone whole, with its adapters merged where weights can hold them, and beside it where they cannot.
 
     Args:
         dtype: Of the weights; None: as they are.
@@ -49,5 +49,5 @@ def _unquantized(backbone: Backbone) -> Any:
     """The model beneath the adapters as it was before its linear maps were put into 4 bits."""
     model = vlm.read(backbone.base, {"dtype": backbone.model.dtype})
     with torch.no_grad():
-        model.load_state_dict(weights_of(backbone, sorted(backbone.changed)), strict=False)
+        model.load_state_dict(weights_of(backbone.model, sorted(backbone.changed)), strict=False)
     return model

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from alignlab.adapters.placing import adapters_of
 from alignlab.adapters.quantizing import quantized_pattern
-from alignlab.backbones import Backbone, open_backbone
+from alignlab.backbones import Backbone, DualEncoder, open_backbone
 from alignlab.backbones.plain import write_plain
-from alignlab.backbones.saving import ADAPTER
+from alignlab.backbones.saving import ADAPTER, Base, is_adapted
 from alignlab.errors import InputError
 from alignlab.experiment import record
 from alignlab.experiment.run import load
@@ -37,7 +37,10 @@ QUANTIZED = "from alignlab.adapters.quantizing import quantize\n"
 
 
 def export(source: Path, output: Path, *, dtype: Dtype | None = None) -> str | None:
-    """Write a backbone, with its adapters merged where that is exact, and beside it where it is not.
+    """Write a backbone, with its adapters merged where weights can hold them, and beside it where they cannot.
+
+    What is merged computes the same to the precision of the weights' type: in float32 all but the last digits, in
+    bfloat16 three digits.
 
     Args:
         source: A run directory, or a backbone's.
@@ -48,11 +51,15 @@ def export(source: Path, output: Path, *, dtype: Dtype | None = None) -> str | N
         Why the adapters are apart, in ``output/adapter``; None: there are plain weights alone.
 
     Raises:
-        InputError: There is no such backbone, or something is in ``output``.
+        InputError: There is no such backbone, or something is in ``output``, or that lies in ``source``.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output} is there already, and no empty directory; nothing was written")
-    backbone = load(source) if (source / "config.yaml").is_file() else open_backbone(str(source)).eval()
+    if source.is_dir() and output.resolve().is_relative_to(source.resolve()):
+        raise InputError(
+            f"{output} lies in {source}, which would be exported into itself; choose a directory elsewhere"
+        )
+    backbone = load(source) if (source / "config.yaml").is_file() else _opened(source)
     where = output.absolute()
     with record.writing(where):
         where.parent.mkdir(parents=True, exist_ok=True)
@@ -66,6 +73,12 @@ def export(source: Path, output: Path, *, dtype: Dtype | None = None) -> str | N
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return reason
+
+
+def _opened(source: Path) -> Backbone | DualEncoder:
+    """A backbone's directory, in the type that its adapters were trained beside if it has some."""
+    dtype = (Base.read(source).dtype if is_adapted(source) else None) or "float32"
+    return open_backbone(str(source), dtype=dtype).eval()
 
 
 def readme(backbone: Backbone, reason: str) -> str:

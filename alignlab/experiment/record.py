@@ -204,7 +204,7 @@ def writing(path: Path) -> Iterator[None]:
             reason = reason.strerror or reason
         elif not isinstance(reason, SafetensorError):
             raise
-        raise InputError(f"{path} cannot be written: {reason}; make room, or choose another --output") from error
+        raise InputError(f"{path} cannot be written: {reason}; make room, or choose another place") from error
 
 
 @contextmanager

@@ -158,6 +158,17 @@ def test_full_training_of_a_part_leaves_the_adapters_of_another_frozen(tiny_back
     assert not any(parameter.requires_grad for parameter in adapter_parameters(tiny_backbone.model))
 
 
+@pytest.mark.parametrize(
+    "later", [Full(parts=["language_model"]), LoRA(rank=2, parts=["vision_tower"], train=["language_model"])]
+)
+def test_a_part_that_trains_whole_later_leaves_its_adapters_frozen(tiny_backbone, later):
+    LoRA(rank=4).apply(tiny_backbone)
+    first = {id(parameter) for parameter in adapter_parameters(tiny_backbone.model)}
+    later.apply(tiny_backbone)
+    for parameter in tiny_backbone.parts["language_model"].parameters():
+        assert parameter.requires_grad == (id(parameter) not in first)
+
+
 def test_peft_and_bitsandbytes_are_imported_by_what_uses_them_alone():
     code = "import sys, alignlab.adapters, alignlab.backbones; assert not {'peft', 'bitsandbytes'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

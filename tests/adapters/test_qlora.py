@@ -1,10 +1,11 @@
 """QLoRA, end to end; needs bitsandbytes, whose 4-bit maths runs on CPUs, too."""
 
+import json
 import sys
 
 import pytest
 import torch
-from adapting import plain_logits
+from adapting import plain_logits, trained
 
 import alignlab
 from alignlab import InputError
@@ -55,6 +56,25 @@ def test_what_cannot_be_quantised_is_refused(bitsandbytes, tiny_path, tiny_backb
     QLoRA(rank=2).apply(quantized)
     with pytest.raises(InputError, match="Full cannot train the language_model .* 4 bits"):
         Full().apply(quantized)
+    with pytest.raises(InputError, match="LoRA cannot train the language_model .* 4 bits"):
+        LoRA(parts=["vision_tower"], train=["language_model"]).apply(quantized)
+
+
+def test_adapters_beside_weights_in_four_bits_are_read_in_the_type_they_were_trained_in(
+    bitsandbytes, tiny_path, tmp_path, examples
+):
+    saved = trained(tiny_path, QLoRA(rank=2), dtype="bfloat16")
+    saved.save(tmp_path / "a")
+    again = Backbone(str(tmp_path / "a"), dtype="bfloat16")
+    assert torch.equal(logits(again, examples), logits(saved, examples))
+    with pytest.raises(InputError, match="quantised from bfloat16, .* from float32 .* set backbone.dtype to bfloat16"):
+        Backbone(str(tmp_path / "a"))
+    assert "4 bits" in export(tmp_path / "a", tmp_path / "out")
+    file = tmp_path / "a" / "base.json"
+    said = json.loads(file.read_text())
+    del said["dtype"], said["beside"]  # as they were written once
+    file.write_text(json.dumps(said))
+    assert torch.equal(logits(Backbone(str(tmp_path / "a"), dtype="bfloat16"), examples), logits(saved, examples))
 
 
 @pytest.mark.slow

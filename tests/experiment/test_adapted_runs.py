@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from adapting import trained
 
 import alignlab
 from alignlab import InputError
-from alignlab.adapters import has_adapters
-from alignlab.backbones import Backbone, DualEncoder
+from alignlab.adapters import LoRA, has_adapters
+from alignlab.backbones import PARTS, Backbone, DualEncoder
 from alignlab.experiment.config import resolve
 from alignlab.experiment.export import export
 from alignlab.experiment.run import evaluate_run, run
@@ -97,6 +98,22 @@ def test_parts_and_a_text_tower_are_taken_from_a_stage_with_adapters(config, tmp
     assert torch.allclose(first.embed(texts), last.embed(texts), atol=1e-5)
     dual = DualEncoder("scenes-vlm", text_tower=str(tmp_path / "run" / "stages" / "words" / "backbone")).eval()
     assert torch.allclose(dual.read(texts), first.embed(texts), atol=1e-5)
+
+
+def test_without_an_adapter_the_parts_that_have_none_train(config, tmp_path, tiny_path):
+    first = trained(tiny_path, LoRA(rank=2))
+    first.save(tmp_path / "first")
+    config |= {"backbone": {"path": str(tmp_path / "first")}, "adapter": None}
+    run(resolve(config), tmp_path / "run")
+    before, after = first.parts, alignlab.load(tmp_path / "run").parts
+    for part in PARTS:
+        now = after[part].state_dict()
+        same = all(torch.equal(value, now[name]) for name, value in before[part].state_dict().items())
+        assert same == (part == "language_model")
+    trained(tiny_path, LoRA(rank=2, parts=PARTS)).save(tmp_path / "all")
+    config["backbone"]["path"] = str(tmp_path / "all")
+    with pytest.raises(InputError, match="has nothing to train"):
+        run(resolve(config), tmp_path / "none")
 
 
 def test_a_command_starts_from_merged_weights_of_a_stage(config, tmp_path, examples):

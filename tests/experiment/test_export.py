@@ -76,6 +76,22 @@ def test_what_is_there_is_not_overwritten_and_nothing_half_is_left(tiny_path, tm
     assert not list(tmp_path.glob(".*"))
 
 
+def test_nothing_is_exported_into_its_source(tiny_path, tmp_path):
+    trained(tiny_path, LoRA(rank=2)).save(tmp_path / "a")
+    before = sorted(tmp_path.rglob("*"))
+    for output in (tmp_path / "a" / "out", tmp_path / "other" / ".." / "a" / "more" / "out"):
+        with pytest.raises(InputError, match="lies in .*a, which would be exported into itself"):
+            export(tmp_path / "a", output)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_place_that_cannot_be_written_is_named_without_an_option_that_there_is_not(tiny_path, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file/out cannot be written: .*choose another place") as raised:
+        export(tiny_path, tmp_path / "file" / "out")
+    assert "--output" not in str(raised.value)
+
+
 def test_an_interrupted_export_leaves_nothing(tiny_path, tmp_path, monkeypatch):
     trained(tiny_path, LoRA(rank=2)).save(tmp_path / "a")
 
