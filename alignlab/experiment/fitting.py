@@ -65,12 +65,14 @@ def fit(
         enable_model_summary=False,
         use_distributed_sampler=False,  # the data's own order knows the processes
     )
-    start = checkpoints.find(clean=trainer.is_global_zero)
+    start, on_interrupt = checkpoints.find(clean=trainer.is_global_zero), signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(objective, datamodule=data, ckpt_path=start, weights_only=True)
         if checkpoints.saved != trainer.global_step:
             checkpoints.save(trainer)
-    except SystemExit:  # Lightning's answer to KeyboardInterrupt
+    except SystemExit:  # Lightning's answer to KeyboardInterrupt, after which it leaves Ctrl-C ignored
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, on_interrupt)
         raise KeyboardInterrupt if trainer.is_global_zero else SystemExit(130) from None
     except BaseException as error:
         if trainer.strategy.launcher is not None:

@@ -146,7 +146,8 @@ def at(step, action):
 def at_batch(number, action):
     """A progress function that acts at a micro-batch."""
     batches = itertools.count(1)
-    return lambda progress: action() if next(batches) == number else None
+    # The first thing told is who trains, before any micro-batch.
+    return lambda progress: action() if progress.parameters is None and next(batches) == number else None
 
 
 def raise_interrupt():
@@ -408,6 +409,15 @@ class TestInterrupt:
                 run(resolve(config), tmp_path / str(batch), on_progress=at_batch(batch, ctrl_c))
             run(resolve(config), tmp_path / str(batch))
             assert_same(tmp_path / str(batch), tmp_path / "whole")
+
+    def test_before_the_first_step_it_is_heard_too_and_again_in_the_next_run(self, config, tmp_path):
+        def stop(progress):
+            if progress.parameters is not None:
+                ctrl_c()
+
+        for name in ("one", "two"):
+            with pytest.raises(KeyboardInterrupt):
+                run(resolve(config), tmp_path / name, on_progress=stop)
 
     def test_a_second_ctrl_c_ends_at_once(self, start, objective, tmp_path):
         objective(Slow)
