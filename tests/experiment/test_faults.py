@@ -415,9 +415,13 @@ class TestInterrupt:
             if progress.parameters is not None:
                 ctrl_c()
 
-        for name in ("one", "two"):
-            with pytest.raises(KeyboardInterrupt):
-                run(resolve(config), tmp_path / name, on_progress=stop)
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever Lightning left in this process
+        try:
+            for name in ("one", "two"):
+                with pytest.raises(KeyboardInterrupt):
+                    run(resolve(config), tmp_path / name, on_progress=stop)
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def test_a_second_ctrl_c_ends_at_once(self, start, objective, tmp_path):
         objective(Slow)
