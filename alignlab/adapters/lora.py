@@ -69,15 +69,7 @@ class DoRA(LoRA):
         y = m (W x + scaling * B A x) / |W + scaling * B A|  + b,     m starts as |W|, a norm for each row
 
     Source: Liu et al. 2024, https://arxiv.org/abs/2402.09353, eq. 5. Slower than LoRA, as norms of whole matrices are
-    computed in each step; no gradient goes through them (section 4.3).
-
-    Args:
-        rank: The rows of A.
-        scaling: What the branch is multiplied by; peft's alpha is scaling * rank.
-        dropout: Of the branch's input, in [0, 1).
-        parts: Whose linear maps get branches; any of vision_tower, projector, language_model.
-        train: Parts that train whole beside them.
-        modules: Names of linear maps, such as q_proj, that get branches; None: all.
+    computed in each step; no gradient goes through them (section 4.3). Arguments are LoRA's.
     """
 
     def config(self, places: Places) -> "LoraConfig":
@@ -91,15 +83,11 @@ class QLoRA(LoRA):
 
     All linear maps of the named parts are quantised in place to nf4 with double quantisation, and computed with in the
     model's type. Source: Dettmers et al. 2023, https://arxiv.org/abs/2305.14314. What is trained fits the quantised
-    maps, so the adapter is kept beside them, never merged; a dual encoder, which is saved merged, is refused.
+    maps, so the adapter is kept beside them, never merged; a dual encoder, which is saved merged, is refused. Other
+    arguments are LoRA's.
 
     Args:
-        rank: The rows of A.
-        scaling: What the branch is multiplied by; peft's alpha is scaling * rank.
-        dropout: Of the branch's input, in [0, 1).
         parts: Whose linear maps are quantised and get branches; any of vision_tower, projector, language_model.
-        train: Parts that train whole beside them.
-        modules: Names of linear maps, such as q_proj, that get branches; None: all.
     """
 
     def apply(self, backbone: Parted) -> None:

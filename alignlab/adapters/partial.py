@@ -15,9 +15,9 @@ class PLoRA(Adapter):
         y_t = W x_t + b + [t in scope] * scaling * B A dropout(x_t)
 
     With the scope ``visual`` this is Partial LoRA: pictures get weights of their own, and a text without pictures is
-    read as before, bit for bit. Source: Dong et al. 2024, https://arxiv.org/abs/2401.16420, section 3.2, and the
-    released code, from which the scaling, 1, and the dropout are. Departure: B starts at zero, as is said in the paper
-    but not so in that code, where a fresh branch changes the model before it is trained.
+    read as before, bit for bit. Source: Dong et al. 2024, https://arxiv.org/abs/2401.16420, and the released code, from
+    which the scaling, 1, and the dropout are. Departure: B starts at zero, as LoRA's does; in that code a fresh branch
+    changes the model before it is trained.
 
     Scopes cross: ``{visual: 12, all: 4}`` is PLoRA beside LoRA, each with its own rank and under its scope's name.
 
