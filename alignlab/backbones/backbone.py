@@ -22,7 +22,7 @@ from alignlab.backbones.vocabulary import VisualVocabulary, add_visual_tokens
 from alignlab.batch import Tokens
 from alignlab.errors import InputError
 from alignlab.functional import supervised, upcast
-from alignlab.modules import VisualTokenizer
+from alignlab.modules.tokenizer import VisualTokenizer
 from alignlab.modules.parted import PARTS, Attention, Dtype, Part, Parted, evaluating, start_of
 
 
@@ -88,7 +88,7 @@ class Backbone(Parted):
         self.changed = before | {*fresh, *(take or ())}
         self.encoder = Encoder.load(path, max_length=max_length)
         self.visual_tokenizer: VisualTokenizer | None = None
-        if (tokenizer := read_tokenizer(path, self.model.dtype)) is not None:
+        if (tokenizer := read_tokenizer(path, self.model)) is not None:
             self.visual_tokenizer = tokenizer
         self.train()  # transformers loads models in evaluation mode
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from alignlab.batch import Tokens
 from alignlab.errors import InputError
 from alignlab.functional import upcast
-from alignlab.modules import VisualTokenizer
+from alignlab.modules.tokenizer import VisualTokenizer
 from alignlab.modules.parted import evaluating
 
 if TYPE_CHECKING:
