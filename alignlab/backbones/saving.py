@@ -23,9 +23,9 @@ from alignlab.adapters.storing import read_adapters, write_adapters
 from alignlab.backbones.locations import locate, packaged
 from alignlab.backbones.parts import parts_of
 from alignlab.errors import InputError
-from alignlab.modules.tokenizer import VisualTokenizer
 from alignlab.modules.fingerprints import files_fingerprint
 from alignlab.modules.parted import PARTS, Dtype, Parted
+from alignlab.modules.tokenizer import VisualTokenizer
 
 BASE, TRAINED, ADAPTER = "base.json", "trained.safetensors", "adapter"
 TOKENIZER = "visual_tokenizer"

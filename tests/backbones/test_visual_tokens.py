@@ -1,76 +1,21 @@
-import copy
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from visual import DIM, PATCHES, encoded, learned, lengthened, prompts_of, tokenizer_for, with_tokens
 
-from alignlab import Backbone, InputError
+from alignlab import InputError
 from alignlab.backbones import dynamic
 from alignlab.backbones.tiny import make_exact
-from alignlab.batch import IGNORE, Turn
-from alignlab.modules.quantizers import VectorQuantizer
-from alignlab.modules.tokenizer import AllPatches, LearnedSelection, PatchPixels, RandomSelection, VisualTokenizer
-
-CODES, PATCHES, DIM = 12, 36, 32
-SMALL = {"depth": 1, "num_heads": 2, "mlp_ratio": 2.0, "code_dim": 8}
-
-
-def tokenizer_for(selection=None, *, split=True, discrete=False, dim=DIM):
-    torch.manual_seed(3)
-    selection = selection or (lambda dim: RandomSelection(dim, ratio=0.3))
-    made = VisualTokenizer(
-        dim, PATCHES, selection=selection, quantizer=lambda dim: VectorQuantizer(dim, num_codes=CODES), **SMALL
-    )
-    made.pixel_decoder = PatchPixels(dim, grid=(6, 6), patch_size=8, hidden=8)
-    for name, weight in made.named_parameters():
-        if not name.startswith("selection"):  # near to one half, where pictures differ
-            nn.init.normal_(weight, std=0.3)
-    if split:
-        made.split()
-    made.discrete = discrete
-    return made
-
-
-def with_tokens(backbone, selection=None, **settings):
-    backbone.visual_tokenizer = tokenizer_for(selection, **settings).to(backbone.model.dtype)
-    backbone.add_visual_tokens()
-    return backbone.eval()
+from alignlab.batch import IGNORE
+from alignlab.modules import AllPatches
 
 
 @pytest.fixture
 def exact(tiny_backbone64):
     make_exact(tiny_backbone64.model)
     return tiny_backbone64
-
-
-def learned(dim):
-    return LearnedSelection(dim)
-
-
-def turns_of(examples):
-    """A picture; two pictures one after the other and one later; none."""
-    first, second, third = (e.query[0] for e in examples[:3])
-    return [
-        ("one", (Turn("user", (first, "what is there ?")), Turn("assistant", ("a red circle",)))),
-        (
-            "three",
-            (
-                Turn("user", (first, second, "which one")),
-                Turn("assistant", ("the first",)),
-                Turn("user", (third, "and this")),
-                Turn("assistant", ("a big blue square",)),
-            ),
-        ),
-        ("none", (Turn("user", ("hello",)), Turn("assistant", ("a small green triangle",)))),
-    ]
-
-
-def encoded(backbone, examples, side="right"):
-    encoder = copy.copy(backbone.encoder)
-    encoder.padding_side = side
-    return encoder.conversations(turns_of(examples))
 
 
 def by_hand(backbone, tokens):
@@ -198,11 +143,6 @@ def test_gradients_reach_the_merger_that_the_language_model_reads(tiny_backbone,
     assert all(weight.grad is None for weight in tokenizer.selection.parameters())
 
 
-def prompts_of(backbone, examples):
-    turns = [conversation[:1] for _, conversation in turns_of(examples)]
-    return backbone.encoder.prompts(turns)
-
-
 @pytest.mark.parametrize("discrete", [False, True])
 def test_answers_are_those_of_a_loop_without_cache_and_never_visual(exact, examples, discrete):
     backbone = with_tokens(exact, learned, discrete=discrete)
@@ -225,17 +165,6 @@ def test_answers_are_those_of_a_loop_without_cache_and_never_visual(exact, examp
             tokens = lengthened(tokens, chosen)
     assert free > 0  # so that it did matter
     assert not forbidden[ids].any() and all("<visual" not in text for text in backbone.encoder.decode(ids))
-
-
-def lengthened(tokens, *ids):
-    more = torch.stack([*ids]).view(1, -1)
-    return replace(
-        tokens,
-        input_ids=torch.cat([tokens.input_ids, more], 1),
-        attention_mask=torch.cat([tokens.attention_mask, torch.ones_like(more)], 1),
-        labels=torch.cat([tokens.labels, torch.full_like(more, IGNORE)], 1),
-        image_mask=torch.cat([tokens.image_mask, torch.zeros_like(more, dtype=torch.bool)], 1),
-    )
 
 
 def test_patch_features_are_what_the_projector_is_given(tiny_backbone, examples):
