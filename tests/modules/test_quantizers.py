@@ -9,7 +9,7 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from alignlab.certificate.children import run_children
+from alignlab.certificate.children import preload, run_children
 from alignlab.errors import InputError
 from alignlab.functional import held_constants, normalize
 from alignlab.modules import FSQ, LFQ, CountEMA, GradientCodebook, VectorQuantizer
@@ -491,44 +491,10 @@ def own(name, rank, sizes):
     return quantizer, [each[begin : begin + sizes[rank]] for each in rows]
 
 
-def share(rank, folder, sizes):
-    distributed.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=len(sizes))
-    result = {}
-    for name in TABLES:
-        quantizer, rows = own(name, rank, sizes)
-        result |= {f"{name}.{key}": value for key, value in steps(name, quantizer, rows).state_dict().items()}
-    quantizer = make("lfq")
-    x = some(quantizer, sum(sizes))[sum(sizes[:rank]) :][: sizes[rank]].requires_grad_()
-    losses = quantizer(x).losses
-    losses.sum().backward()
-    result |= {"lfq.losses": losses.detach(), "lfq.grad": x.grad}
-    quantizer.eval()(x[: rank + 1])  # in evaluation processes do not wait for each other
-    if rank:
-        quantizer(x)
-    return result
+SIZES = (31, 12)
 
 
-def test_processes_are_one(tmp_path):
-    sizes = (31, 12)
-    one, other = run_children(share, [(rank, tmp_path, sizes) for rank in range(2)])
-    for name in TABLES:
-        quantizer, rows = own(name, 0, (43,))
-        alone = steps(name, quantizer, rows).state_dict()
-        for key, value in alone.items():
-            if key not in ("sample", "priority"):  # each process has its own, of rows that no update needs any more
-                assert torch.equal(one[f"{name}.{key}"], other[f"{name}.{key}"]), (name, key)
-                torch.testing.assert_close(one[f"{name}.{key}"], value, rtol=1e-5, atol=1e-6, msg=f"{name} {key}")
-    quantizer = make("lfq")
-    x = some(quantizer, 43).requires_grad_()
-    losses = quantizer(x).losses
-    losses.sum().backward()
-    torch.testing.assert_close(torch.cat([one["lfq.losses"], other["lfq.losses"]]), losses.detach())
-    torch.testing.assert_close(torch.cat([one["lfq.grad"], other["lfq.grad"]]), x.grad)
-
-
-def parallel(rank, folder):
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2"}
-    distributed.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
+def parallel(rank):
     model = torch.nn.Sequential(torch.nn.Linear(6, 6), make("norm"))
     torch.nn.init.eye_(model[0].weight)
     torch.nn.init.zeros_(model[0].bias)
@@ -539,17 +505,58 @@ def parallel(rank, folder):
             wrapped(rows[:8]).losses.sum().backward()
         wrapped(rows[8:]).losses.sum().backward()
         model[1].update()
-    result = dict(model[1].state_dict())
-    return result
+    return {f"parallel.{key}": value for key, value in model[1].state_dict().items()}
 
 
-def test_data_parallel_training_with_accumulation_loses_no_row(tmp_path):
+def share(rank, folder):
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(len(SIZES))}
+    distributed.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=len(SIZES))
+    result = {}
+    for name in TABLES:
+        quantizer, rows = own(name, rank, SIZES)
+        result |= {f"{name}.{key}": value for key, value in steps(name, quantizer, rows).state_dict().items()}
+    quantizer = make("lfq")
+    x = some(quantizer, sum(SIZES))[sum(SIZES[:rank]) :][: SIZES[rank]].requires_grad_()
+    losses = quantizer(x).losses
+    losses.sum().backward()
+    result |= {"lfq.losses": losses.detach(), "lfq.grad": x.grad}
+    quantizer.eval()(x[: rank + 1])  # in evaluation processes do not wait for each other
+    if rank:
+        quantizer(x)
+    return result | parallel(rank)
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory):
+    """What two processes with unequal rows find."""
+    preload()
+    folder = tmp_path_factory.mktemp("processes")
+    return run_children(share, [(rank, folder) for rank in range(2)])
+
+
+def test_processes_are_one(processes):
+    one, other = processes
+    for name in TABLES:
+        quantizer, rows = own(name, 0, (sum(SIZES),))
+        alone = steps(name, quantizer, rows).state_dict()
+        for key, value in alone.items():
+            assert torch.equal(one[f"{name}.{key}"], other[f"{name}.{key}"]), (name, key)
+            torch.testing.assert_close(one[f"{name}.{key}"], value, rtol=1e-5, atol=1e-6, msg=f"{name} {key}")
+        assert name not in FOLLOWING or alone["usage"].min() > 0.1  # dead codes were revived
+    quantizer = make("lfq")
+    x = some(quantizer, sum(SIZES)).requires_grad_()
+    losses = quantizer(x).losses
+    losses.sum().backward()
+    torch.testing.assert_close(torch.cat([one["lfq.losses"], other["lfq.losses"]]), losses.detach())
+    torch.testing.assert_close(torch.cat([one["lfq.grad"], other["lfq.grad"]]), x.grad)
+
+
+def test_data_parallel_training_with_accumulation_loses_no_row(processes):
     """DistributedDataParallel sends the first process's buffers to the others, but not between micro-batches."""
-    one, other = run_children(parallel, [(rank, tmp_path) for rank in range(2)])
     alone = make("norm")
     for step in range(2):
         alone(some(alone, 40, seed=step))
         alone.update()
-    for seen in (one, other):
-        torch.testing.assert_close(seen["usage"], alone.usage)
-        torch.testing.assert_close(seen["codebook"], alone.codebook)
+    for seen in processes:
+        torch.testing.assert_close(seen["parallel.usage"], alone.usage)
+        torch.testing.assert_close(seen["parallel.codebook"], alone.codebook)
