@@ -86,8 +86,9 @@ class Bare(Backbone):
         self.model, self.path, self.encoder = (
             model,
             "tiny",
-            SimpleNamespace(pad_id=0, tokenizer=SimpleNamespace(eos_token_id=None)),
+            SimpleNamespace(pad_id=0, tokenizer=SimpleNamespace(eos_token_id=None), visual=None),
         )
+        self.visual_tokenizer = None
 
 
 def make(family, *, attention="sdpa"):

@@ -13,14 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from alignlab.adapters import has_adapters
-from alignlab.backbones import blind, vlm
+from alignlab.backbones import blind, drawing, dynamic, patches, vlm
 from alignlab.backbones.answers import Answers, apart, is_causal, joined, masks_given, one_prompt, takes_masks
 from alignlab.backbones.encoding import Encoder
 from alignlab.backbones.parts import parts_of
-from alignlab.backbones.saving import beneath, save_adapted
+from alignlab.backbones.saving import beneath, read_tokenizer, save_adapted, save_tokenizer
+from alignlab.backbones.vocabulary import VisualVocabulary, add_visual_tokens
 from alignlab.batch import Tokens
 from alignlab.errors import InputError
 from alignlab.functional import supervised, upcast
+from alignlab.modules import VisualTokenizer
 from alignlab.modules.parted import PARTS, Attention, Dtype, Part, Parted, evaluating, start_of
 
 
@@ -43,6 +45,10 @@ class Backbone(Parted):
     Any directory that ``AutoModelForImageTextToText`` and ``AutoProcessor`` load; parts, placeholders and
     capabilities are read off the model, not off its name. All parts train until an adapter says otherwise, but for
     those that were saved with adapters: these are frozen, and their adapters with them.
+
+    Beside the parts there may be a visual tokenizer, which is read and saved with them, and set by assigning it. Once
+    it has a merger for the language model, or is ``discrete``, the language model reads of each picture the patches
+    that it keeps, and no others.
 
     Args:
         path: Name of a packaged checkpoint, a directory, or a hub name.
@@ -81,7 +87,15 @@ class Backbone(Parted):
         self.base, before = beneath(path)
         self.changed = before | {*fresh, *(take or ())}
         self.encoder = Encoder.load(path, max_length=max_length)
+        self.visual_tokenizer: VisualTokenizer | None = None
+        if (tokenizer := read_tokenizer(path, self.model.dtype)) is not None:
+            self.visual_tokenizer = tokenizer
         self.train()  # transformers loads models in evaluation mode
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "visual_tokenizer" and value is not None:
+            patches.check_fits(self, value)
+        super().__setattr__(name, value)
 
     @property
     def parts(self) -> dict[str, nn.ModuleList]:
@@ -114,7 +128,17 @@ class Backbone(Parted):
         return Output(logits=self._head(states), hidden=hidden)
 
     def hidden(self, tokens: Tokens, *, features: Any = None) -> Tensor:
-        """The decoder's last states (B, T, D), after its final norm, without the LM head."""
+        """The decoder's last states (B, T, D), after its final norm, without the LM head.
+
+        Where pictures are read through the visual tokenizer, zero at dropped patches and padding; see ``dynamic.whole``.
+        """
+        if not (dynamic.reads_kept(self) and tokens.image_mask.any()):
+            return self._states(tokens, features)
+        reading = dynamic.read(self, tokens) if features is None else features
+        short, places = dynamic.shortened(tokens, reading, self.encoder.pad_id)
+        return dynamic.whole(self._states(short, None), tokens, reading, places)
+
+    def _states(self, tokens: Tokens, features: Any) -> Tensor:
         # The mask is always passed: without one, transformers reads gapped positions as packed sequences.
         output = self.model.base_model(
             input_ids=tokens.input_ids,
@@ -125,7 +149,7 @@ class Backbone(Parted):
         return output.last_hidden_state
 
     def features(self, tokens: Tokens, *, tape: list[Any] | None = None) -> Any:
-        """Encode the pictures alone, in the model's own form; None where there are none or the family cannot share.
+        """Encode the pictures alone, in a form for ``hidden``; None where there are none or the family cannot share.
 
         Args:
             tape: What a vision tower that does not train gives for these pictures: filled where it is empty, else read
@@ -133,8 +157,10 @@ class Backbone(Parted):
         """
         if not self._shares_features or not tokens.num_images.any():
             return None
-        pictures = {key: value for key, value in tokens.vision.items() if key in self._image_arguments}
+        pictures = {key: value for key, value in tokens.vision.items() if key in self.image_arguments}
         with self._taping(tape):
+            if dynamic.reads_kept(self):
+                return dynamic.read(self, tokens)
             return self.model.get_image_features(**pictures, return_dict=True)
 
     def answers(self, chosen: Tokens, rejected: Tokens, prompt_lengths: Tensor) -> Answers:
@@ -150,7 +176,8 @@ class Backbone(Parted):
         """
         reach = blind.horizon(self.model.get_decoder())
         width = chosen.input_ids.shape[1] + rejected.input_ids.shape[1]
-        if (reach is None or width <= reach) and one_prompt(chosen, rejected, prompt_lengths):
+        far = reach is None or width <= reach
+        if far and not dynamic.reads_kept(self) and one_prompt(chosen, rejected, prompt_lengths):
             positions = self._positions(chosen), self._positions(rejected)
             one = joined(chosen, rejected, prompt_lengths, positions, self.encoder.pad_id, self.model.dtype)
             if self._joins(one, chosen):
@@ -228,7 +255,15 @@ class Backbone(Parted):
 
         Returns:
             Sequences for ``hidden``, which need no features besides; labels are predicted in the order of ``tokens``.
+
+        Raises:
+            InputError: Pictures are read through a visual tokenizer.
         """
+        if dynamic.reads_kept(self):
+            raise InputError(
+                f"without_images: the backbone of {self.path} reads pictures through its visual tokenizer, which drops "
+                "some of their patches, so there are none to hide; use one that reads them whole"
+            )
         hidden = tokens.image_mask if hidden is None else hidden
         positions, reach = self._positions(tokens), blind.horizon(self.model.get_decoder())
         if not whole and (reach is None or tokens.input_ids.shape[1] <= reach):
@@ -249,16 +284,25 @@ class Backbone(Parted):
 
     @torch.no_grad()
     def generate_ids(self, tokens: Tokens, *, max_new_tokens: int) -> Tensor:
-        """The tokens of greedy answers, (B, L) long; behind an answer's end there is padding."""
+        """The tokens of greedy answers, (B, L) long, none of them visual; behind an answer's end there is padding."""
+        tokens = self.read_prompts(tokens)
+        visual = self.encoder.visual
         ids = self.model.generate(
             input_ids=tokens.input_ids,
             attention_mask=tokens.attention_mask,
             max_new_tokens=max_new_tokens,
             do_sample=False,
             pad_token_id=self.encoder.pad_id,
+            logits_processor=None if visual is None else [drawing.Never(visual)],
             **tokens.vision,
         )
         return ids[:, tokens.input_ids.shape[1] :]
+
+    def read_prompts(self, tokens: Tokens) -> Tokens:
+        """What ``generate`` reads of prompts padded on the left: of pictures, the patches that are kept."""
+        if not (dynamic.reads_kept(self) and tokens.image_mask.any()):
+            return tokens
+        return dynamic.shortened(tokens, dynamic.read(self, tokens), self.encoder.pad_id, side="left")[0]
 
     def ended(self, ids: Tensor) -> Tensor:
         """Whether generated answers (B, L) came to their end, (B,) bool, or were cut at the length they may have."""
@@ -266,11 +310,67 @@ class Backbone(Parted):
         ends = self.encoder.tokenizer.eos_token_id if ends is None else ends
         return torch.isin(ids, torch.tensor(ends, device=ids.device)).any(1)
 
+    def patch_features(self, tokens: Tokens) -> Tensor:
+        """The vision tower's features as the projector is given them, (P, N, C); see ``patches.patch_features``."""
+        return patches.patch_features(self, tokens)
+
+    def pixels(self, tokens: Tokens) -> Tensor:
+        """The pictures as the vision tower sees them, (P, 3, H, W) in [0, 1]; see ``patches.pixels``."""
+        return patches.pixels(self, tokens)
+
+    def add_visual_tokens(self) -> VisualVocabulary:
+        """Give words to start and end of a picture and to the visual tokenizer's codes; see ``vocabulary``.
+
+        From then on start and end stand around every picture. Where the tokens are there already, nothing happens.
+        """
+        num_codes = 0 if self.visual_tokenizer is None else self.visual_tokenizer.num_codes
+        return add_visual_tokens(self, num_codes)
+
+    def picture_sequences(self, prompts: Tokens, codes: Tensor, counts: Tensor, *, drop: Tensor) -> Tokens:
+        """Prompts with the codes of a picture each behind them, to be trained on; see ``drawing.picture_sequences``."""
+        return drawing.picture_sequences(self, prompts, codes, counts, drop=drop)
+
+    def draw(
+        self,
+        prompts: Tokens,
+        *,
+        guidance: float = 4.0,
+        top_k: int = 50,
+        temperature: float = 1.0,
+        min_new_tokens: int = 1,
+        max_new_tokens: int | None = None,
+        seed: int | None = None,
+    ) -> drawing.Drawing:
+        """Draw a picture after each prompt: sample codes up to the end token, and decode them.
+
+        Classifier-free guidance as LaVIT has it (Jin et al. 2023, https://arxiv.org/abs/2309.04669, and its code), with
+        start alone as the unconditional branch.
+
+        Args:
+            prompts: P prompts padded on the left (``encoder.prompts``).
+            guidance: w in log p_u + w (log p_c - log p_u); 1: none.
+            top_k: The likeliest codes among which is drawn; 0: all.
+            temperature: What log-probabilities are divided by; 0: the likeliest code is taken.
+            min_new_tokens: Least number of codes of a picture.
+            max_new_tokens: Largest number; None: N.
+            seed: Of the samples, whatever torch's global generator has drawn; None: that generator.
+
+        Raises:
+            InputError: There is no tokenizer whose codes have tokens, or a number is out of range.
+        """
+        if self.visual_tokenizer is None:
+            raise InputError(f"backbone: {self.path} draws no pictures: it has no visual tokenizer")
+        longest = self.visual_tokenizer.num_patches if max_new_tokens is None else max_new_tokens
+        allowed = drawing.Allowed(guidance, top_k, temperature, min_new_tokens, longest)
+        return drawing.draw(self, prompts, allowed, seed=seed)
+
     def save(self, folder: Path | str, *, dtype: Dtype | None = None) -> None:
         """Write a directory that plain transformers loads (safetensors), in ``dtype`` if given.
 
-        With adapters, a small one that is read beside the model they were trained from; see ``save_adapted``.
+        With adapters, a small one that is read beside the model they were trained from; see ``save_adapted``. A visual
+        tokenizer is written into ``visual_tokenizer/`` beside either, in its own type.
         """
+        save_tokenizer(self.visual_tokenizer, Path(folder))
         if has_adapters(self.model):
             self.encoder.processor.save_pretrained(folder)
             save_adapted(self, Path(folder), self.base, dtype)
@@ -338,7 +438,8 @@ class Backbone(Parted):
             return self._capped(nn.functional.linear(upcast(states), upcast(head.weight), bias))
 
     @cached_property
-    def _image_arguments(self) -> frozenset[str]:
+    def image_arguments(self) -> frozenset[str]:
+        """The keywords of ``vision`` that the model encodes pictures from."""
         # A model may pass on by keyword what its base model names.
         methods = (self.model.get_image_features, self.model.base_model.get_image_features)
         return frozenset(name for method in methods for name in signature(method).parameters) - {"kwargs"}

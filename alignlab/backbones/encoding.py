@@ -14,6 +14,7 @@ from alignlab.backbones.batching import Batching
 from alignlab.backbones.locations import locate
 from alignlab.backbones.pictures import open_image
 from alignlab.backbones.ragged import aligned, join, pad, tensor
+from alignlab.backbones.vocabulary import END, START, VisualVocabulary
 from alignlab.backbones.words import answer_texts, token_roles, token_words
 from alignlab.batch import IGNORE, Batch, Content, Example, Part, Tokens, Turn
 from alignlab.errors import InputError
@@ -44,6 +45,9 @@ class Encoder(Batching):
         max_length: Longest sequence in tokens; a longer conversation loses its end, a longer prompt or content is
             refused, since its end is what asks for the answer. None: no limit.
         padding_side: Where training sequences are padded; prompts for generation are always padded on the left.
+
+    Attributes:
+        visual: The tokens of visual codes, whose start and end stand around each picture; None: there are none.
     """
 
     kind = "a vision-language model"
@@ -66,6 +70,7 @@ class Encoder(Batching):
         self.image_token_id = image_token_id
         self.max_length, self.padding_side = max_length, padding_side
         self.pad_id = padding_id(self.tokenizer)
+        self.visual = VisualVocabulary.of(self.tokenizer)
         # Some templates write the beginning-of-sequence token themselves, others leave it to the tokenizer.
         self.first_token = (
             self.tokenizer.bos_token if self.tokenizer("a").input_ids[0] == self.tokenizer.bos_token_id else ""
@@ -246,7 +251,7 @@ class Encoder(Batching):
         labels = [piece if train else [IGNORE] * len(piece) for piece, train in zip(pieces, trained, strict=True)]
         ids = join(pieces, owners)
         for row, sequence in zip(rows, ids, strict=True):
-            if self.image_token_id in sequence[self.max_length or len(sequence) :]:
+            if self._shows(sequence[self.max_length or len(sequence) :]):
                 self._refuse_cut_images(row, sequence)
             self._check_cut(row, len(sequence))
         padded = partial(pad, limit=self.max_length, side=side)
@@ -276,12 +281,18 @@ class Encoder(Batching):
                     f"{self.processor.image_token!r}; text of a record must not contain the placeholder itself"
                 )
             for number, (text, _) in enumerate(row.segments):
+                if self.visual is not None:
+                    text = text.replace(self.processor.image_token, START + self.processor.image_token + END)
                 bare = number == 0 and self.first_token and not text.startswith(self.first_token)
                 texts.append(self.first_token + text if bare else text)
         return texts
 
+    def _shows(self, ids: list[int]) -> bool:
+        """Whether a picture stands among these tokens, or ends."""
+        return self.image_token_id in ids or (self.visual is not None and self.visual.end in ids)
+
     def _refuse_cut_images(self, row: _Row, ids: list[int]) -> None:
-        length = max(index for index, token in enumerate(ids) if token == self.image_token_id) + 1
+        length = max(index for index, token in enumerate(ids) if self._shows([token])) + 1
         raise InputError(
             f"max_length = {self.max_length} would cut the image tokens of example {row.id!r}, which reach to "
             f"{length}; set backbone.max_length to more than {length}, or null"

@@ -13,7 +13,7 @@ from alignlab.adapters.storing import write_adapters
 from alignlab.backbones import vlm
 from alignlab.backbones.backbone import Backbone
 from alignlab.backbones.dual import DualEncoder
-from alignlab.backbones.saving import ADAPTER, weights_of
+from alignlab.backbones.saving import ADAPTER, save_tokenizer, weights_of
 from alignlab.backbones.towers import in_type
 from alignlab.modules.parted import Dtype
 
@@ -40,6 +40,7 @@ def write_plain(
     weights = unadapted_weights(model) if reason else merged_weights(model, configs)
     model.save_pretrained(folder, state_dict=in_type(weights, dtype))
     backbone.encoder.processor.save_pretrained(folder)
+    save_tokenizer(backbone.visual_tokenizer, folder)
     if reason:
         write_adapters(backbone.model, folder / ADAPTER, base=str((place or folder).absolute()), dtype=dtype)
     return reason

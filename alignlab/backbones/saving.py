@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import AutoConfig, GenerationConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from alignlab.adapters import adapter_parameters, has_adapters
@@ -23,10 +23,12 @@ from alignlab.adapters.storing import read_adapters, write_adapters
 from alignlab.backbones.locations import locate, packaged
 from alignlab.backbones.parts import parts_of
 from alignlab.errors import InputError
+from alignlab.modules import VisualTokenizer
 from alignlab.modules.fingerprints import files_fingerprint
 from alignlab.modules.parted import PARTS, Dtype, Parted
 
 BASE, TRAINED, ADAPTER = "base.json", "trained.safetensors", "adapter"
+TOKENIZER = "visual_tokenizer"
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,21 @@ def is_adapted(folder: Path | str) -> bool:
     return (Path(folder) / BASE).is_file()
 
 
+def read_tokenizer(path: str, dtype: torch.dtype) -> VisualTokenizer | None:
+    """The visual tokenizer beside a backbone, in ``dtype`` or float32 if that is wider; None: there is none."""
+    folder = Path(locate(path)) / TOKENIZER
+    if not folder.is_dir():
+        return None
+    with torch.random.fork_rng(devices=[]):  # what is drawn is not what is kept
+        return VisualTokenizer.load(folder).to(torch.promote_types(dtype, torch.float32))
+
+
+def save_tokenizer(tokenizer: VisualTokenizer | None, folder: Path) -> None:
+    """Write a backbone's visual tokenizer beside it, if it has one, in its own type."""
+    if tokenizer is not None:
+        tokenizer.save(folder / TOKENIZER)
+
+
 def save_adapted(backbone: Parted, folder: Path, base: str, dtype: Dtype | None) -> None:
     """Write what tells a model with adapters from the one it was trained from.
 
@@ -172,6 +189,7 @@ def read_adapted(folder: str, read: Callable[[str], Any], draw: Callable[[], Any
     else:
         with torch.random.fork_rng(devices=[]):  # what is drawn is not what is kept
             model = draw()
+    _extend(model, folder)
     _read_trained(model, Path(folder) / TRAINED, base)
     if model.can_generate():
         try:
@@ -190,6 +208,13 @@ def read_adapted(folder: str, read: Callable[[str], Any], draw: Callable[[], Any
     for part in parts_of(model).values():
         part.requires_grad_(not has_adapters(part))
     return model
+
+
+def _extend(model: Any, folder: str) -> None:
+    """Give a model as many tokens as were there when it was saved: some may have been added beneath the adapters."""
+    size = AutoConfig.from_pretrained(folder).get_text_config().vocab_size
+    if getattr(model.config.get_text_config(), "vocab_size", size) != size:
+        model.resize_token_embeddings(size, mean_resizing=False)
 
 
 def _read_trained(model: Any, file: Path, base: Base) -> None:
