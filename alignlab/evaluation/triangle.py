@@ -73,7 +73,7 @@ def ssim(prediction: Tensor, target: Tensor) -> Tensor:
     """Structural similarity of each picture, windows of 11 x 11 with a Gaussian of 1.5 (Wang et al. 2004).
 
     Args:
-        prediction: (P, 3, H, W) in [0, 1], H and W at least 11, the width of a window.
+        prediction: (P, 3, H, W) in [0, 1], H and W at least 6.
         target: (P, 3, H, W) in [0, 1].
 
     Returns:

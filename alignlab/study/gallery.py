@@ -23,6 +23,8 @@ WIDEST = 320
 class Answer:
     """What one or several arms wrote: words with whether each is out of place, and the item's score.
 
+    Where arms have made pictures, ``picture`` is theirs, a data URI.
+
     Of an answer that runs on without end only the beginning is shown; ``unshown`` words follow. Where arms weigh the
     reference instead of writing, ``shaded`` are its tokens in the colour of their weights, and there are no words.
     """
@@ -32,13 +34,17 @@ class Answer:
     unshown: int
     score: float
     shaded: Markup | None = None
+    picture: str | None = None
 
 
 @dataclass(frozen=True)
 class Card:
-    """One picture with its reference and the answers of all arms. The picture is a data URI."""
+    """One picture with its reference and the answers of all arms.
 
-    picture: str
+    The picture is a data URI; None: each arm has made its own.
+    """
+
+    picture: str | None
     width: int
     prompt: str
     reference: str
@@ -67,12 +73,13 @@ def walls(results: Results) -> list[Wall]:
 
 
 def _wall(evaluator: str, shown: dict[str, CellResult]) -> Wall:
+    shown = {arm: cell for arm, cell in shown.items() if evaluator in cell.evaluators}
     by_arm = {arm: {item["id"]: item for item in cell.items(evaluator)} for arm, cell in shown.items()}
-    pictures: dict[str, Path] = {}
+    pictures: dict[str, dict[str, Path]] = {}  # by item and arm
     for arm, items in by_arm.items():
         for id, item in items.items():
             if item.get("picture") and all(id in other for other in by_arm.values()):
-                pictures.setdefault(id, shown[arm].directory / item["picture"])
+                pictures.setdefault(id, {})[arm] = shown[arm].directory / item["picture"]
     rows = {id: [items[id] for items in by_arm.values()] for id in pictures}
     order = sorted(rows, key=lambda id: -_spread(rows[id]))
     cards = [_card(pictures[id], list(shown), rows[id]) for id in order[:MOST]]
@@ -87,22 +94,27 @@ def _spread(items: Sequence[dict[str, Any]]) -> float:
     return max(scores) - min(scores)
 
 
-def _card(picture: Path, arms: Sequence[str], items: Sequence[dict[str, Any]]) -> Card | None:
-    embedded = _embed(picture)
-    if embedded is None:
+def _card(pictures: dict[str, Path], arms: Sequence[str], items: Sequence[dict[str, Any]]) -> Card | None:
+    embedded = {arm: _embed(picture) for arm, picture in pictures.items()}
+    if None in embedded.values():
         return None
+    uris = {arm: uri for arm, (uri, _) in embedded.items()}
+    one = len(set(uris.values())) == 1
+    head = (next(iter(uris.values())) if one else None, max(width for _, width in embedded.values()))
     reference, prompt = str(items[0].get("reference", "")), str(items[0].get("prompt", ""))
     if all(map(is_weighed, items)):
-        return Card(*embedded, prompt, reference, tuple(map(_weighed, arms, items)))
-    wrote: dict[tuple[str, float], list[str]] = {}
+        return Card(*head, prompt, reference, tuple(map(_weighed, arms, items)))
+    wrote: dict[tuple[str, float, str | None], list[str]] = {}
     for arm, item in zip(arms, items, strict=True):
-        wrote.setdefault((str(item["output"]), item["score"]), []).append(arm)
+        own = None if one else uris.get(arm)
+        wrote.setdefault((str(item["output"]), item["score"], own), []).append(arm)
     longest = 12 + 2 * len(reference.split())
     answers = []
-    for (output, score), same in wrote.items():
+    for (output, score, own), same in wrote.items():
         words = _marked(output, reference)
-        answers.append(Answer(tuple(same), words[:longest], max(0, len(words) - longest), score))
-    return Card(*embedded, prompt, reference, tuple(answers))
+        rest = max(0, len(words) - longest)
+        answers.append(Answer(tuple(same), words[:longest], rest, score, picture=own))
+    return Card(*head, prompt, reference, tuple(answers))
 
 
 def _weighed(arm: str, item: dict[str, Any]) -> Answer:
@@ -112,8 +124,10 @@ def _weighed(arm: str, item: dict[str, Any]) -> Answer:
 
 
 def _marked(output: str, reference: str) -> tuple[tuple[str, bool], ...]:
-    """The output's words, True where the reference has no such word in that place."""
+    """The output's words, True where the reference, if there is one, has no such word in that place."""
     words = output.split()
+    if not reference:
+        return tuple((word, False) for word in words)
     matcher = difflib.SequenceMatcher(None, [word.lower() for word in words], reference.lower().split(), autojunk=False)
     right = {block.a + i for block in matcher.get_matching_blocks() for i in range(block.size)}
     return tuple((word, index not in right) for index, word in enumerate(words))
