@@ -11,16 +11,38 @@ from alignlab.modules.quantizers import (
     VectorQuantizer,
 )
 from alignlab.modules.text_adapter import TextAdapter
+from alignlab.modules.tokenizer import (
+    AllPatches,
+    Kept,
+    LearnedSelection,
+    PatchPixels,
+    PixelDecoder,
+    RandomSelection,
+    Selection,
+    VisualInputs,
+    VisualTokenizer,
+    VisualTokens,
+)
 
 __all__ = [
     "FSQ",
     "LFQ",
     "PARTS",
+    "AllPatches",
     "CountEMA",
     "GradientCodebook",
+    "Kept",
+    "LearnedSelection",
     "Parted",
+    "PatchPixels",
+    "PixelDecoder",
     "Quantized",
     "Quantizer",
+    "RandomSelection",
+    "Selection",
     "TextAdapter",
     "VectorQuantizer",
+    "VisualInputs",
+    "VisualTokenizer",
+    "VisualTokens",
 ]

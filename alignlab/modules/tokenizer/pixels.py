@@ -1,0 +1,64 @@
+"""pixels: from decoded features to a picture."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from alignlab.errors import InputError
+from alignlab.functional import upcast
+
+
+class PixelDecoder(nn.Module, ABC):
+    """Base of what paints pictures, made by ``cls(dim, **settings)``; a diffusion model may stand behind it."""
+
+    dim: int
+    settings: dict[str, int | list[int]]
+    """Keyword arguments that make it again besides ``dim``, plain values of JSON."""
+
+    @abstractmethod
+    def forward(self, features: Tensor) -> Tensor:
+        """(P, N, C) decoded features -> (P, 3, H, W) in [0, 1], float32 or wider."""
+
+
+class PatchPixels(PixelDecoder):
+    """Each patch is painted from its features and those of the eight around it: convolution, MLP, sigmoid.
+
+    Small and without any loss of its own; the papers paint with a diffusion model.
+
+    Args:
+        dim: Width C of the features.
+        grid: Patches of a picture, (down, across); their product is N.
+        patch_size: Pixels of a patch's side.
+        hidden: Width between the maps.
+    """
+
+    def __init__(self, dim: int, *, grid: Sequence[int], patch_size: int, hidden: int = 128) -> None:
+        super().__init__()
+        if len(grid) != 2 or min(*grid, patch_size, hidden) < 1:
+            raise InputError(
+                "PatchPixels needs a grid of two numbers, a patch_size and a hidden width, all 1 or more, got "
+                f"{list(grid)}, {patch_size} and {hidden}"
+            )
+        self.dim, self.grid, self.patch_size = dim, tuple(grid), patch_size
+        self.settings = {"grid": list(grid), "patch_size": patch_size, "hidden": hidden}
+        self.paint = nn.Sequential(
+            nn.Conv2d(dim, hidden, 3, padding=1),
+            nn.GELU(),
+            nn.Conv2d(hidden, hidden, 1),
+            nn.GELU(),
+            nn.Conv2d(hidden, 3 * patch_size**2, 1),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        down, across = self.grid
+        if features.shape[1:] != (down * across, self.dim):
+            raise InputError(
+                f"PatchPixels paints {down} x {across} patches of width {self.dim}, got features of "
+                f"{features.shape[1]} patches of width {features.shape[2]}"
+            )
+        features = features.to(self.paint[0].weight.dtype)
+        painted = upcast(self.paint(features.mT.unflatten(-1, self.grid))).sigmoid()  # (P, 3 p p, down, across)
+        # By hand, as the gradient of torch's pixel_shuffle fails where there are no pictures.
+        painted = painted.unflatten(1, (3, self.patch_size, self.patch_size)).permute(0, 1, 4, 2, 5, 3)
+        return painted.flatten(4).flatten(2, 3)
