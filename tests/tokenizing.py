@@ -82,6 +82,10 @@ def small(**settings):
     torch.manual_seed(0)
     tokenizer = VisualTokenizer(16, 9, **settings).double()
     enlarge(tokenizer)
+    if isinstance(tokenizer.selection, LearnedSelection):  # so that it keeps about half of the patches
+        with torch.no_grad():
+            keep, drop = tokenizer.selection.log_probs(features()).unbind(-1)
+            tokenizer.selection.linears[-1].bias[0] -= (keep - drop).median()
     return tokenizer
 
 

@@ -22,8 +22,8 @@ from alignlab.backbones.vocabulary import VisualVocabulary, add_visual_tokens
 from alignlab.batch import Tokens
 from alignlab.errors import InputError
 from alignlab.functional import supervised, upcast
-from alignlab.modules import VisualTokenizer
 from alignlab.modules.parted import PARTS, Attention, Dtype, Part, Parted, evaluating, start_of
+from alignlab.modules.tokenizer import VisualTokenizer
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Backbone(Parted):
         self.changed = before | {*fresh, *(take or ())}
         self.encoder = Encoder.load(path, max_length=max_length)
         self.visual_tokenizer: VisualTokenizer | None = None
-        if (tokenizer := read_tokenizer(path, self.model.dtype)) is not None:
+        if (tokenizer := read_tokenizer(path, self.model)) is not None:
             self.visual_tokenizer = tokenizer
         self.train()  # transformers loads models in evaluation mode
 
@@ -130,7 +130,7 @@ class Backbone(Parted):
     def hidden(self, tokens: Tokens, *, features: Any = None) -> Tensor:
         """The decoder's last states (B, T, D), after its final norm, without the LM head.
 
-        Where pictures are read through the visual tokenizer, zero at dropped patches and padding; see ``dynamic.whole``.
+        Where pictures are read through the visual tokenizer, zero at dropped patches and padding: ``dynamic.whole``.
         """
         if not (dynamic.reads_kept(self) and tokens.image_mask.any()):
             return self._states(tokens, features)

@@ -134,6 +134,8 @@ def picture_sequences(backbone: "Backbone", prompts: Tokens, codes: Tensor, coun
 def draw(backbone: "Backbone", prompts: Tokens, allowed: Allowed, *, seed: int | None) -> Drawing:
     """Draw a picture after each of B prompts padded on the left; see ``Backbone.draw``."""
     visual, tokenizer = vocabulary_of(backbone), backbone.visual_tokenizer
+    if tokenizer.pixel_decoder is None:
+        raise InputError("draw needs a visual tokenizer that paints: it has no pixel decoder, such as PatchPixels")
     allowed.check(tokenizer.num_patches)
     tokens, devices = _begun(backbone.read_prompts(prompts), visual.start), []
     if backbone.device.type == "cuda":

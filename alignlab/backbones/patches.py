@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from alignlab.batch import Tokens
 from alignlab.errors import InputError
 from alignlab.functional import upcast
-from alignlab.modules import VisualTokenizer
 from alignlab.modules.parted import evaluating
+from alignlab.modules.tokenizer import VisualTokenizer
 
 if TYPE_CHECKING:
     from alignlab.backbones.backbone import Backbone

@@ -23,9 +23,9 @@ from alignlab.adapters.storing import read_adapters, write_adapters
 from alignlab.backbones.locations import locate, packaged
 from alignlab.backbones.parts import parts_of
 from alignlab.errors import InputError
-from alignlab.modules import VisualTokenizer
 from alignlab.modules.fingerprints import files_fingerprint
 from alignlab.modules.parted import PARTS, Dtype, Parted
+from alignlab.modules.tokenizer import VisualTokenizer
 
 BASE, TRAINED, ADAPTER = "base.json", "trained.safetensors", "adapter"
 TOKENIZER = "visual_tokenizer"
@@ -106,13 +106,13 @@ def is_adapted(folder: Path | str) -> bool:
     return (Path(folder) / BASE).is_file()
 
 
-def read_tokenizer(path: str, dtype: torch.dtype) -> VisualTokenizer | None:
-    """The visual tokenizer beside a backbone, in ``dtype`` or float32 if that is wider; None: there is none."""
+def read_tokenizer(path: str, model: Any) -> VisualTokenizer | None:
+    """The visual tokenizer beside a model, where it is and in its type, at least float32; None: there is none."""
     folder = Path(locate(path)) / TOKENIZER
     if not folder.is_dir():
         return None
     with torch.random.fork_rng(devices=[]):  # what is drawn is not what is kept
-        return VisualTokenizer.load(folder).to(torch.promote_types(dtype, torch.float32))
+        return VisualTokenizer.load(folder).to(model.device, torch.promote_types(model.dtype, torch.float32))
 
 
 def save_tokenizer(tokenizer: VisualTokenizer | None, folder: Path) -> None:

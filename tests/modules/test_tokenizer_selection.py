@@ -5,6 +5,7 @@ import torch
 from tokenizing import enlarge, features, predictor, tensor, tensors
 
 from alignlab.errors import InputError
+from alignlab.functional import held_constants
 from alignlab.modules import AllPatches, LearnedSelection, RandomSelection
 from alignlab.modules.tokenizer.learned import sampled
 
@@ -68,6 +69,21 @@ def test_forcing_a_patch_changes_no_gradient():
             jacobian = soft * (expected - (expected * soft).sum(-1, keepdim=True)) / 100.0
             torch.testing.assert_close(given.grad, jacobian.detach())
     assert all(each.abs().min() > 0 for each in gradients)
+
+
+def test_held_the_mask_changes_as_its_gradient_says():
+    selection, x, noise = learned(), features(), torch.randn(3, 9, 2).double()
+    weight, cotangent = selection.linears[0].weight, torch.randn(3, 9).double()
+    with held_constants() as tape:
+        (selection(x, noise).mask * cotangent).sum().backward()
+        direction, sums = torch.randn_like(weight), []
+        for step in (1e-5, -1e-5):
+            tape.rewind()
+            with torch.no_grad():
+                weight.add_(direction, alpha=step)
+                sums.append((selection(x, noise).mask * cotangent).sum())
+                weight.sub_(direction, alpha=step)
+    assert float((sums[0] - sums[1]) / 2e-5) == pytest.approx(float((weight.grad * direction).sum()), rel=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

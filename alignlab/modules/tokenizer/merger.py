@@ -67,12 +67,10 @@ class Merger(nn.Module):
 
     def dense(self, features: Tensor, mask: Tensor) -> Tensor:
         """(P, N, C) of all positions; the mask may need a gradient, which comes from both attentions."""
-        mask = mask[:, None, None]  # (P, 1, 1, N)
-        itself = torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)
-        before = weighing(mask.masked_fill(itself, 1.0).tril(), exact=self.exact_masking)
-        dropped = weighing(1 - mask, exact=self.exact_masking)
-        some = (~is_kept(mask)).any(-1).to(features.dtype) if self.exact_masking else 1.0  # (P, 1, 1)
-        return self._blocks(features, self.source_norm(features), before, dropped, some)
+        exact, hidden = self.exact_masking, 1 - mask[:, None, None]
+        some = (hidden > 0.5).any(-1).to(features.dtype) if exact else 1.0  # (P, 1, 1)
+        kept, dropped = weighing(earlier(mask), exact=exact), weighing(hidden, exact=exact)
+        return self._blocks(features, self.source_norm(features), kept, dropped, some)
 
     def _gathered(self, features: Tensor, keep: Tensor) -> Tensor:
         counts = keep.sum(1)
@@ -89,3 +87,9 @@ class Merger(nn.Module):
         for block in self.blocks:
             x = block(x, source, kept, dropped, some)
         return self.norm(x)
+
+
+def earlier(mask: Tensor) -> Tensor:
+    """(P, 1, N, N): position i sees itself, and j before it as far as (P, N) ``mask`` keeps j."""
+    itself = torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)
+    return mask[:, None, None].masked_fill(itself, 1.0).tril()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from alignlab.errors import InputError
-from alignlab.functional import upcast
+from alignlab.functional import stop_gradient, upcast
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class RandomSelection(Selection):
         speed, shift = draws.to(features.device)
         place = features.double().sum((1, 2)) / (features.shape[1] * self.dim) ** 0.5  # (P,)
         score = torch.cos((100 + 900 * speed) * place[:, None] + 2 * torch.pi * shift)
-        return Kept(top(score, self.ratio).to(features.dtype))
+        return Kept(stop_gradient(top(score, self.ratio).to(features.dtype)))
 
 
 class AllPatches(Selection):
