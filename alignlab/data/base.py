@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from alignlab.batch import Batch, Example
@@ -86,6 +87,21 @@ class AlignmentData(LightningDataModule):
         """How right an answer to the last question of an example's conversation is, in [0, 1]; None: not known.
 
         It is told from the truth, not from the conversation's own answer, which may be wrong.
+        """
+        return None
+
+    def complexity(self, example: Example) -> float | None:
+        """How much there is to see in an example's picture, e.g. the number of its objects; None: not known."""
+        return None
+
+    def read(self, picture: Image.Image) -> str | None:
+        """What a picture shows, told as a caption tells it; None: the data cannot read pictures."""
+        return None
+
+    def drawn(self, example: Example, picture: Image.Image) -> dict[str, float] | None:
+        """How well a picture shows what an example's first caption says: name -> share in [0, 1]; None: not known.
+
+        Always with ``exact``, 1 where the objects are right, else 0. What the caption does not tell is left out.
         """
         return None
 

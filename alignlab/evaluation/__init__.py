@@ -4,11 +4,13 @@ from alignlab.evaluation.base import Evaluation, Evaluator
 from alignlab.evaluation.caption import CaptionAccuracy
 from alignlab.evaluation.chair import CHAIR
 from alignlab.evaluation.composition import Composition, winoground
+from alignlab.evaluation.drawing import ImageGeneration
 from alignlab.evaluation.geometry import Geometry
 from alignlab.evaluation.localization import LocalizationError
 from alignlab.evaluation.perplexity import TextPerplexity
 from alignlab.evaluation.pope import POPE
 from alignlab.evaluation.ranking import Ranking
+from alignlab.evaluation.reconstruction import Reconstruction
 from alignlab.evaluation.retention import Retention
 from alignlab.evaluation.retrieval import Retrieval
 from alignlab.evaluation.vqa import VQAAccuracy
@@ -22,8 +24,10 @@ __all__ = [
     "Evaluation",
     "Evaluator",
     "Geometry",
+    "ImageGeneration",
     "LocalizationError",
     "Ranking",
+    "Reconstruction",
     "Retention",
     "Retrieval",
     "TextPerplexity",

@@ -73,37 +73,42 @@ class Trade:
     Args:
         cells: The values of both, one for each cell.
         means: Their means.
+        size: Mean of the third metric, if there is one and any of the arm's cells has it.
     """
 
     arm: str
     cells: tuple[tuple[float, ...], tuple[float, ...]]
     means: tuple[Interval, Interval]
+    size: Interval | None = None
 
 
 def trades(results: Results) -> list[Trade]:
     """The study's trade-off, of each arm that has it."""
     if not results.tradeoff:
         return []
-    found = []
+    found, (gain, cost, *more) = [], results.tradeoff
     for arm in results.arms:
-        gained, lost = (results.values(arm, metric) for metric in results.tradeoff)
+        gained, lost = results.values(arm, gain), results.values(arm, cost)
         if pairs := [pair for pair in gained if pair in lost]:
             cells = tuple(gained[pair] for pair in pairs), tuple(lost[pair] for pair in pairs)
-            found.append(Trade(arm, cells, (mean_interval(cells[0]), mean_interval(cells[1]))))
+            sizes = [value for metric in more for value in results.values(arm, metric).values()]
+            means = mean_interval(cells[0]), mean_interval(cells[1])
+            found.append(Trade(arm, cells, means, mean_interval(sizes) if sizes else None))
     return found
 
 
 def trade_note(results: Results) -> str:
     """What the trade-off's plot shows, in one sentence."""
-    gain, cost = results.tradeoff
+    gain, cost, *more = results.tradeoff
     better = [
         f"{'less' if lower_is_better(metric) else 'more'} of {metric} ({low if lower_is_better(metric) else high})"
         for metric, low, high in ((gain, "left", "right"), (cost, "down", "up"))
     ]
-    return (
+    note = (
         "Each arm's mean over its cells with 95 % intervals, and its cells as faint points; dashed lines cross at "
         f"{results.baseline}, the baseline, and what is better has {better[0]} and {better[1]}."
     )
+    return note + "".join(f" The area of a point is its {metric}; a hollow one has none." for metric in more)
 
 
 @dataclass(frozen=True)
@@ -129,7 +134,8 @@ def verdict(results: Results, arm: str) -> Verdict:
     compared = [entry for entry in entries if entry.difference is not None]
     unknown = None
     if not compared:
-        unknown = "no start and seed is finished in both."
+        both = _pairs(results, arm)
+        unknown = "no metric is scored in both." if both else "no start and seed is finished in both."
     elif all(entry.difference.low is None for entry in compared):
         unknown = "a single pair of cells, which allows no interval and no conclusion."
     return Verdict(
@@ -248,14 +254,20 @@ def score(interval: Interval | None) -> str:
     """A mean with its half width: 0.912 ± 0.021."""
     if interval is None:
         return "n/a"
-    half = "n/a" if interval.half_width is None else f"{interval.half_width:.3f}"
-    return f"{interval.mean:.3f} ± {half}"
+    digits = _digits(interval.mean)
+    half = "n/a" if interval.half_width is None else f"{interval.half_width:.{digits}f}"
+    return f"{interval.mean:.{digits}f} ± {half}"
 
 
 def signed(value: float) -> str:
     """A difference with its sign: +0.021."""
-    text = f"{value:+.3f}"
+    text = f"{value:+.{_digits(value)}f}"
     return text.replace("-", MINUS) if float(text) else "0.000"
+
+
+def _digits(value: float) -> int:
+    """Behind the point, fewer of numbers with many before it."""
+    return 3 if abs(value) < 1000 else 1 if abs(value) < 10_000 else 0
 
 
 def bounds(interval: Interval) -> str:

@@ -37,7 +37,8 @@ class StudyFile:
         oracle: The arm that knows the truth, None where no arm does.
         placebo: The arm that does a method's motions without its information, None where no arm does.
         metrics: Headline metrics; empty for all.
-        tradeoff: A metric of what is gained and one of what it costs, drawn against each other; empty for none.
+        tradeoff: A metric of what is gained and one of what it costs, drawn against each other, and if wanted a third
+            one, as which the points are large; empty for none.
         last: Changes from the command line (``key=value``), laid over every cell last.
     """
 
@@ -247,7 +248,10 @@ def _metrics(value: Any, key: str, faults: list[str]) -> tuple[str, ...]:
 
 def _tradeoff(value: Any, faults: list[str]) -> tuple[str, ...]:
     names = _metrics(value, "tradeoff", faults)
-    if names and (len(names) != 2 or names[0] == names[1]):
-        faults.append(f"tradeoff: expected two metrics, of what is gained and of what it costs, got {value!r}")
+    if names and (len(names) not in (2, 3) or len(set(names)) != len(names)):
+        faults.append(
+            "tradeoff: expected two metrics, of what is gained and of what it costs, or with one for the size of the "
+            f"points three, all different, got {value!r}"
+        )
         return ()
     return names

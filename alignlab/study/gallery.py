@@ -3,7 +3,7 @@
 import base64
 import difflib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ WIDEST = 320
 class Answer:
     """What one or several arms wrote: words with whether each is out of place, and the item's score.
 
+    Where arms have made pictures, ``picture`` is theirs, a data URI.
+
     Of an answer that runs on without end only the beginning is shown; ``unshown`` words follow. Where arms weigh the
     reference instead of writing, ``shaded`` are its tokens in the colour of their weights, and there are no words.
     """
@@ -32,13 +34,17 @@ class Answer:
     unshown: int
     score: float
     shaded: Markup | None = None
+    picture: str | None = None
 
 
 @dataclass(frozen=True)
 class Card:
-    """One picture with its reference and the answers of all arms. The picture is a data URI."""
+    """One picture with its reference and the answers of all arms.
 
-    picture: str
+    The picture is a data URI; None: each arm has made its own.
+    """
+
+    picture: str | None
     width: int
     prompt: str
     reference: str
@@ -67,42 +73,51 @@ def walls(results: Results) -> list[Wall]:
 
 
 def _wall(evaluator: str, shown: dict[str, CellResult]) -> Wall:
-    by_arm = {arm: {item["id"]: item for item in cell.items(evaluator)} for arm, cell in shown.items()}
-    pictures: dict[str, Path] = {}
-    for arm, items in by_arm.items():
-        for id, item in items.items():
-            if item.get("picture") and all(id in other for other in by_arm.values()):
-                pictures.setdefault(id, shown[arm].directory / item["picture"])
-    rows = {id: [items[id] for items in by_arm.values()] for id in pictures}
-    order = sorted(rows, key=lambda id: -_spread(rows[id]))
-    cards = [_card(pictures[id], list(shown), rows[id]) for id in order[:MOST]]
-    found = tuple(card for card in cards if card is not None)
+    items: dict[str, dict[str, dict[str, Any]]] = {}  # by what was judged, and by arm
+    for arm, cell in shown.items():
+        for item in cell.items(evaluator):
+            items.setdefault(item["id"], {})[arm] = item
+    pictured = {id: by_arm for id, by_arm in items.items() if any(item.get("picture") for item in by_arm.values())}
+    # What all arms were judged on comes first.
+    order = sorted(pictured, key=lambda id: (-len(pictured[id]), -_spread(pictured[id].values())))[:MOST]
+    found = tuple(card for id in order if (card := _card(pictured[id], shown)) is not None)
     prompts = {card.prompt for card in found}
-    bounds = dict.fromkeys(bounds_of(item) for id in order[:MOST] for item in rows[id] if is_weighed(item))
+    bounds = dict.fromkeys(bounds_of(item) for id in order for item in pictured[id].values() if is_weighed(item))
     return Wall(evaluator, prompts.pop() if len(prompts) == 1 else None, found, tuple(map(legend, bounds)))
 
 
-def _spread(items: Sequence[dict[str, Any]]) -> float:
+def _spread(items: Iterable[dict[str, Any]]) -> float:
     scores = [item["score"] for item in items]
     return max(scores) - min(scores)
 
 
-def _card(picture: Path, arms: Sequence[str], items: Sequence[dict[str, Any]]) -> Card | None:
-    embedded = _embed(picture)
-    if embedded is None:
+def _card(items: Mapping[str, dict[str, Any]], shown: Mapping[str, CellResult]) -> Card | None:
+    """One thing that was judged, with its item of each arm; None where a picture cannot be read."""
+    files = {arm: shown[arm].directory / item["picture"] for arm, item in items.items() if item.get("picture")}
+    embedded = {arm: _embed(file) for arm, file in files.items()}
+    if None in embedded.values():
         return None
-    reference, prompt = str(items[0].get("reference", "")), str(items[0].get("prompt", ""))
-    if all(map(is_weighed, items)):
-        return Card(*embedded, prompt, reference, tuple(map(_weighed, arms, items)))
-    wrote: dict[tuple[str, float], list[str]] = {}
-    for arm, item in zip(arms, items, strict=True):
-        wrote.setdefault((str(item["output"]), item["score"]), []).append(arm)
+    first = next(iter(items.values()))
+    own = {arm: uri for arm, (uri, _) in embedded.items()}
+    picture, width = next(iter(embedded.values()))
+    if len(set(own.values())) > 1:
+        picture = None
+    else:
+        own = {}
+    head = (picture, width, str(first.get("prompt", "")), str(first.get("reference", "")))
+    if all(map(is_weighed, items.values())):
+        return Card(*head, tuple(map(_weighed, items, items.values())))
+    wrote: dict[tuple[str, float, str | None], list[str]] = {}
+    for arm, item in items.items():
+        wrote.setdefault((str(item["output"]), item["score"], own.get(arm)), []).append(arm)
+    reference = head[-1]
     longest = 12 + 2 * len(reference.split())
     answers = []
-    for (output, score), same in wrote.items():
+    for (output, score, made), same in wrote.items():
         words = _marked(output, reference)
-        answers.append(Answer(tuple(same), words[:longest], max(0, len(words) - longest), score))
-    return Card(*embedded, prompt, reference, tuple(answers))
+        rest = max(0, len(words) - longest)
+        answers.append(Answer(tuple(same), words[:longest], rest, score, picture=made))
+    return Card(*head, tuple(answers))
 
 
 def _weighed(arm: str, item: dict[str, Any]) -> Answer:
@@ -112,8 +127,10 @@ def _weighed(arm: str, item: dict[str, Any]) -> Answer:
 
 
 def _marked(output: str, reference: str) -> tuple[tuple[str, bool], ...]:
-    """The output's words, True where the reference has no such word in that place."""
+    """The output's words, True where the reference, if there is one, has no such word in that place."""
     words = output.split()
+    if not reference:
+        return tuple((word, False) for word in words)
     matcher = difflib.SequenceMatcher(None, [word.lower() for word in words], reference.lower().split(), autojunk=False)
     right = {block.a + i for block in matcher.get_matching_blocks() for i in range(block.size)}
     return tuple((word, index not in right) for index, word in enumerate(words))

@@ -2,13 +2,19 @@
 
 from typing import NamedTuple
 
-LOWER_IS_BETTER = ("perplexity", "nats", "error", "distance", "unparsed", "kl", "log_ratio")
+SIZES = ("tokens", "bits", "bits_entropy")
+"""Last words of the names of metrics that are compared by their ratios: twice as many bits, not eight more."""
+
+LOWER_IS_BETTER = ("perplexity", "nats", "error", "distance", "unparsed", "kl", "log_ratio", *SIZES)
 """Last words of the names of metrics of which less is better."""
+
+SPREAD = ("reconstruction/perplexity",)
+"""Metrics of which more is better for all that: in how many codes a picture may be told."""
 
 HALLUCINATED = ("chair/sentence", "chair/instance")
 """Metrics of which less is better, too."""
 
-LEVELS = ("yes_ratio", "chair/mentions", "chair/length", "perplexity_start")
+LEVELS = ("yes_ratio", "chair/mentions", "chair/length", "perplexity_start", "tokens_std")
 """Ends of the names of metrics that say what was answered, not how well."""
 
 
@@ -34,5 +40,13 @@ def is_chance(metric: str) -> bool:
 
 def lower_is_better(metric: str) -> bool:
     """Whether little of a metric is good, by the last word of its name: ``text/perplexity``, ``box/mean_error``."""
-    last = tuple(f"_{words}" for words in LOWER_IS_BETTER)
-    return metric in HALLUCINATED or f"_{metric.rpartition('/')[2]}".endswith(last)
+    return metric not in SPREAD and (metric in HALLUCINATED or _ends(metric, LOWER_IS_BETTER))
+
+
+def is_size(metric: str) -> bool:
+    """Whether a metric is drawn on an axis of ratios."""
+    return _ends(metric, SIZES)
+
+
+def _ends(metric: str, words: tuple[str, ...]) -> bool:
+    return f"_{metric.rpartition('/')[2]}".endswith(tuple(f"_{word}" for word in words))

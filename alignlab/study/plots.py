@@ -10,16 +10,22 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from alignlab.study.comparison import Entry, Trade
 from alignlab.study.labels import DISTANCES, Box, Point, place_names
+from alignlab.study.naming import is_size
 from alignlab.study.results import CellResult, Results
 from alignlab.study.statistics import Interval
 
 INK, MUTED, GRID, CARD = "#010203", "#040506", "#070809", "#0c0d0e"
+POINT, LARGEST = 8.0, 22.0
+"""Widths of points: of all where there is no third metric, and of the one with most of it."""
+
 NUM_COLORS = 9
 """Of the page's CSS variables --arm0 (the baseline) to --arm8; more arms begin again at --arm1."""
 
@@ -86,33 +92,71 @@ def score_plot(results: Results, entries: Sequence[Entry]) -> str:
 def tradeoff_plot(results: Results, trades: Sequence[Trade]) -> str:
     """What is gained to the right, what it costs upwards: a point an arm with its intervals, faint ones its cells.
 
+    The area of a point is the third metric, if there is one.
+
     Args:
         trades: At least one.
     """
+    most = max((trade.size.mean for trade in trades if trade.size is not None), default=0.0)
     with rc_context(SETTINGS):
         figure = Figure(figsize=(520 / 72, 360 / 72), dpi=72)
         axes = figure.subplots()
-        figure.subplots_adjust(left=0.12, right=0.98, top=0.97, bottom=0.13)
+        figure.subplots_adjust(left=0.12, right=0.98, top=0.97 if most <= 0 else 0.9, bottom=0.13)
+        for place, scale in enumerate((axes.set_xscale, axes.set_yscale)):
+            if is_size(results.tradeoff[place]) and min(min(trade.cells[place]) for trade in trades) > 0:
+                scale("log")
         for trade in trades:
-            _draw_trade(axes, trade, _color(color_index(results, trade.arm)), trade.arm == results.baseline)
+            hollow = len(results.tradeoff) > 2 and trade.size is None
+            width = POINT if most <= 0 or trade.size is None else _width(trade.size.mean / most)
+            color = _color(color_index(results, trade.arm))
+            _draw_trade(axes, trade, color, trade.arm == results.baseline, width, hollow)
         axes.margins(0.14)
         axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())  # as names are placed in a plot that stays as it is
         axes.set_xlabel(results.tradeoff[0])
         axes.set_ylabel(results.tradeoff[1])
         for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+            axis.set_major_locator(_ratio_ticks(axis) if axis.get_scale() == "log" else _ticks())
             axis.set_major_formatter(_tick)
+            axis.set_minor_locator(NullLocator())
         _draw_names(axes, results, trades)
+        if most > 0:
+            _draw_sizes(figure, results.tradeoff[2], most)
         return _svg(figure, f"{results.tradeoff[0]} against {results.tradeoff[1]}, by arm")
 
 
-def _draw_trade(axes: Axes, trade: Trade, color: str, is_baseline: bool) -> None:
+def _ticks() -> MaxNLocator:
+    return MaxNLocator(5, steps=[1, 2, 2.5, 5, 10])
+
+
+def _ratio_ticks(axis: Axis) -> LogLocator:
+    """As many as there is room for: a hundredfold has ticks between its powers of ten."""
+    low, high = axis.get_view_interval()
+    return LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,))
+
+
+def _width(share: float) -> float:
+    """Width of a point whose area is a share of the largest one's; the smallest are seen still."""
+    return max(LARGEST * max(share, 0.0) ** 0.5, 4.0)
+
+
+def _draw_sizes(figure: Figure, metric: str, most: float) -> None:
+    """Write above the plot what the areas of points mean."""
+    shares = (0.1, 0.5, 1.0)
+    dots = [Line2D([], [], color=MUTED, alpha=0.6, linestyle="", marker="o", ms=_width(s), mew=0) for s in shares]
+    dots.insert(0, Line2D([], [], linestyle=""))
+    names = [metric, *(f"{float(f'{share * most:.2g}'):g}" for share in shares)]
+    legend = {"loc": "upper right", "ncols": len(dots), "frameon": False, "labelcolor": MUTED, "fontsize": 10}
+    figure.legend(dots, names, borderpad=0.2, handletextpad=0.3, columnspacing=1.2, **legend)
+
+
+def _draw_trade(axes: Axes, trade: Trade, color: str, is_baseline: bool, width: float, hollow: bool) -> None:
     gain, cost = trade.means
     axes.plot(*trade.cells, "o", color=color, alpha=0.35, ms=4.5, mew=0)
     if gain.low is not None:
         axes.plot([gain.low, gain.high], [cost.mean] * 2, color=color, linewidth=1.2)
         axes.plot([gain.mean] * 2, [cost.low, cost.high], color=color, linewidth=1.2)
-    axes.plot(gain.mean, cost.mean, "D" if is_baseline else "o", color=color, ms=8, mec=CARD, mew=1.2, zorder=4)
+    edge = {"mfc": CARD, "mec": color, "mew": 1.8} if hollow else {"mfc": color, "mec": CARD, "mew": 1.2}
+    axes.plot(gain.mean, cost.mean, "D" if is_baseline else "o", ms=width, zorder=5 - width / 100, **edge)
     if is_baseline:
         for line, place in ((axes.axvline, gain.mean), (axes.axhline, cost.mean)):
             line(place, color=MUTED, linewidth=0.8, linestyle=(0, (3, 4)), zorder=1)
@@ -148,7 +192,7 @@ def _to(results: Results, baseline: str) -> str:
 def _draw_score(axes: Axes, row: int, entry: Entry, color: str) -> None:
     if entry.score is None:
         place = axes.get_yaxis_transform()
-        axes.text(0.01, row, "no finished cell", va="center", color=MUTED, transform=place, size=10)
+        axes.text(0.01, row, "no score", va="center", color=MUTED, transform=place, size=10)
         return
     axes.barh(row, entry.score.mean, height=0.6, color=color, alpha=0.3, linewidth=0)
     _draw_interval(axes, row, entry.score, color)

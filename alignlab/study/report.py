@@ -98,7 +98,7 @@ def markdown(results: Results) -> str:
 
 
 def _tradeoff(results: Results) -> list[str]:
-    rows = [[trade.arm, *map(score, trade.means)] for trade in trades(results)]
+    rows = [[trade.arm, *map(score, (*trade.means, trade.size)[: len(results.tradeoff)])] for trade in trades(results)]
     if not rows:
         return []
     note = "Means ± 95 % intervals over the cells that have both; the page report.html draws them."

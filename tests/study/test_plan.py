@@ -207,8 +207,8 @@ tradeoff: [caption/exact, caption/blind/text_only/exact]
     assert message.startswith(f"{tmp_path / 'mine.yaml'}: 10 errors")
 
 
-def test_a_trade_off_is_of_two_metrics_and_goes_into_the_manifest(load, tmp_path):
-    for wrong in ("[a/b]", "[a/b, a/b]", "[a/b, c/d, e/f]"):
+def test_a_trade_off_is_of_two_metrics_or_three_and_goes_into_the_manifest(load, tmp_path):
+    for wrong in ("[a/b]", "[a/b, a/b]", "[a/b, c/d, a/b]", "[a/b, c/d, e/f, g/h]"):
         assert "tradeoff: expected two metrics, of what is gained" in faults(load, TWO + f"tradeoff: {wrong}\n")
     assert "tradeoff: expected a list of names" in faults(load, TWO + "tradeoff: a/b\n")
     study = load(TWO + "tradeoff: [caption/exact, retention/text_kl]\n")

@@ -9,9 +9,9 @@ import pytest
 from records import write_study
 
 from alignlab.study import plots
-from alignlab.study.comparison import caveats, trade_note, trades
+from alignlab.study.comparison import caveats, summary, trade_note, trades
 from alignlab.study.labels import Box, Point, place_names
-from alignlab.study.naming import is_chance, lower_is_better
+from alignlab.study.naming import is_chance, is_size, lower_is_better
 from alignlab.study.report import html, markdown
 from alignlab.study.results import Results
 
@@ -103,3 +103,58 @@ def test_what_is_lost_is_known_by_its_name():
     lost = ("retention/text_kl", "retention/image_kl", "retention/text_log_ratio", "retention/text_perplexity")
     assert all(map(lower_is_better, lost)) and not lower_is_better("pope/yes_ratio")
     assert is_chance("retention/text_perplexity_start") and not any(map(is_chance, lost))
+
+
+BITS, COSINE, PERPLEXITY = "reconstruction/bits", "reconstruction/cosine", "reconstruction/perplexity"
+TRIANGLE = {
+    "codes": {BITS: (96.0, 100.0), COSINE: (0.8, 0.82), PERPLEXITY: (180.0, 200.0)},
+    "one code": {BITS: (8.0, 8.0), COSINE: (0.3, 0.31), PERPLEXITY: (2.0, 3.0)},
+    "continuous": {BITS: (73728.0, 73728.0), COSINE: (1.0, 1.0)},
+    "no tokenizer": {GAIN: (0.5, 0.6)},
+}
+
+
+def test_a_third_metric_is_the_area_of_points_and_hollow_ones_have_none(tmp_path):
+    results = write_study(tmp_path, TRIANGLE, tradeoff=[BITS, COSINE, PERPLEXITY])
+    found = trades(results)
+    assert [trade.arm for trade in found] == ["codes", "one code", "continuous"]
+    assert [trade.size and trade.size.mean for trade in found] == [190, 2.5, None]
+    svg = plots.tradeoff_plot(results, found)
+    names = re.findall(r"<text[^>]*>(.*?)</text>", svg)
+    # Tenth, half and whole of the largest are explained, and bits are told apart by their ratios.
+    assert {PERPLEXITY, "19", "95", "190", "10", "1000", "100000"} <= set(names)
+    assert svg.count("stroke-width: 1.8") == 2  # the hollow one, defined and used
+    assert trade_note(results).endswith(
+        "has less of reconstruction/bits (left) and more of reconstruction/cosine (up). The area of a point is its "
+        "reconstruction/perplexity; a hollow one has none."
+    )
+    assert "| continuous | 73728 ± 0 | 1.000 ± 0.000 | n/a |" in markdown(results)
+    assert "| codes | 98.000 ± 25.412 | 0.810 ± 0.127 | 190.000 ± 127.062 |" in markdown(results)
+
+
+def test_areas_are_in_proportion(tmp_path):
+    arms = {str(size): {GAIN: (size / 100,), COST: (0.1,), "a/b": (size,)} for size in (100.0, 25.0)}
+    results = write_study(tmp_path, arms, tradeoff=[GAIN, COST, "a/b"])
+    larger, smaller = plots._width(1.0), plots._width(0.25)
+    assert (smaller / larger) ** 2 == pytest.approx(0.25) and plots._width(0.0) > 0
+    assert "stroke-width: 1.8" not in plots.tradeoff_plot(results, trades(results))
+
+
+def test_an_arm_that_lacks_metrics_stands_in_every_table_and_plot(tmp_path):
+    results = write_study(tmp_path, TRIANGLE, tradeoff=[BITS, COSINE, PERPLEXITY])
+    said = summary(results)
+    assert said[-1] == "no tokenizer against codes: no metric is scored in both."
+    assert said[2].startswith("continuous against codes: ") and "perplexity" not in said[2]
+    assert "| reconstruction/perplexity | 190.000 ± 127.062 | 2.500 ± 6.353 | n/a | n/a |" in markdown(results)
+    page = html(results)
+    assert page.count(">no score</text>") == 1 + 1 + 2 + 3  # bits, cosine, perplexity, caption
+
+
+def test_sizes_are_drawn_by_their_ratios_and_less_is_better():
+    sizes = ("reconstruction/tokens", "reconstruction/bits", "own/bits_entropy")
+    assert all(map(is_size, sizes)) and all(map(lower_is_better, sizes))
+    others = ("reconstruction/cosine", "reconstruction/psnr", "reconstruction/usage", "reconstruction/perplexity")
+    assert not any(map(is_size, others)) and not any(map(lower_is_better, others))
+    assert lower_is_better("reconstruction/quantization_error") and lower_is_better("text/perplexity")
+    assert is_chance("reconstruction/tokens_std") and not is_chance("reconstruction/perplexity")
+    assert not is_size("own/tokens_std")

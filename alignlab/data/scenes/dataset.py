@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import ClassVar, Literal, get_args
 
+from PIL import Image
+
 from alignlab.batch import Example
 from alignlab.data.base import AlignmentData, Split
 from alignlab.data.comparing import agreement, tidy
@@ -14,8 +16,9 @@ from alignlab.data.scenes.lexicon import PLAIN, canonical, invented, shape_names
 from alignlab.data.scenes.making import SceneExamples, Task, Telling, World
 from alignlab.data.scenes.photographs import read_backgrounds
 from alignlab.data.scenes.picture import Rendering
+from alignlab.data.scenes.reading import likeness, read_scene
 from alignlab.data.scenes.searches import ANSWERED, Search
-from alignlab.data.scenes.world import ATTRIBUTES, MAX_OBJECTS, RUN
+from alignlab.data.scenes.world import ATTRIBUTES, MAX_OBJECTS, RUN, Scene
 from alignlab.errors import InputError
 
 WORDS = {**ATTRIBUTES, "relation": tuple(relation.split()[0] for relation in RELATIONS)}
@@ -148,6 +151,22 @@ class Scenes(AlignmentData):
         truths = [describe(scene)] + ([summarize(scene)[0]] if self.telling.caption_length == "short" else [])
         attributes = [set(map(say, each)) for each in WORDS.values()]
         return max(agreement(say(str(truth)), said, attributes) or 0.0 for truth in truths)
+
+    def complexity(self, example: Example) -> float:
+        """The number of objects."""
+        return float(len(example.truth["scene"].things))
+
+    def read(self, picture: Image.Image) -> str | None:
+        """The canonical caption of what is drawn in the flat rendering; None in the others, which are not read."""
+        if self.world.rendering != "flat":
+            return None
+        things = read_scene(picture)
+        voice = invented() if self.telling.language == "invented" else PLAIN
+        return voice.say(str(describe(Scene(things)))) if things else ""
+
+    def drawn(self, example: Example, picture: Image.Image) -> dict[str, float] | None:
+        """How much of the scene's is drawn, wherever it stands, as ``alignlab.data.scenes.reading.likeness`` has it."""
+        return likeness(example.truth["scene"], read_scene(picture)) if self.world.rendering == "flat" else None
 
 
 def _check_sizes(sizes: dict[str, int], num_objects: Sequence[int], image_size: int) -> None:

@@ -79,7 +79,7 @@ def center(thing: Thing, image_size: int) -> tuple[float, float]:
 @cache
 def _frame(shape: str, size: str, image_size: int) -> tuple[float, ...]:
     """Left, top, right, bottom, and x, y of the centre of mass, in pixels from the corner of an object's patch."""
-    mask = _mask(shape, _side(size, image_size))
+    mask = coverage(shape, _side(size, image_size))
     columns, rows = (np.flatnonzero(mask.any(axis)) for axis in (0, 1))
     # Rounded, so that a centre between two pixels is exactly there.
     y, x = (round(float((each * mask).sum() / mask.sum()), 6) for each in np.mgrid[: len(mask), : len(mask)] + 0.5)
@@ -119,7 +119,7 @@ def _patches(image_size: int) -> tuple[np.ndarray, dict[tuple[str, str, str], np
     patches = {}
     for size in SIZES:
         for shape in SHAPES:
-            mask = _mask(shape, _side(size, image_size))[:, :, None]
+            mask = coverage(shape, _side(size, image_size))[:, :, None]
             for color in COLORS:
                 ink = np.array(RGB[color], np.float64) - NOISE
                 patches[shape, color, size] = np.rint(mask * ink + (1 - mask) * background).astype(np.uint8)
@@ -134,14 +134,14 @@ def _coats(image_size: int) -> dict[tuple[str, str, str, str], tuple[Image.Image
     coats = {}
     for size in SIZES:
         for shape in SHAPES:
-            mask = np.pad(_mask(shape, _side(size, image_size)), margin)
+            mask = np.pad(coverage(shape, _side(size, image_size)), margin)
             for texture in TEXTURES:
                 for color in COLORS:
                     coats[shape, color, size, texture] = coat(mask, inks[color], texture, image_size)
     return coats
 
 
-def _mask(shape: str, side: int, *, oversampling: int = 8) -> np.ndarray:
+def coverage(shape: str, side: int, *, oversampling: int = 8) -> np.ndarray:
     """Share of each pixel that the shape covers. (side, side) in [0, 1]."""
     count = side * oversampling
     ticks = (np.arange(count) + 0.5) / count * 2 - 1
