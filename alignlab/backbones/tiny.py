@@ -1,5 +1,6 @@
 """tiny: a random model of a few thousand weights, for what has to hold of any model."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,7 +20,10 @@ from transformers import (
     SiglipProcessor,
 )
 
+from alignlab.backbones.backbone import Backbone
 from alignlab.backbones.locations import locate
+from alignlab.backbones.patches import check_patchwise, patch_grid
+from alignlab.modules import LearnedSelection, PatchPixels, VectorQuantizer, VisualTokenizer
 
 
 def write_tiny(folder: Path, *, layers: int = 1, dropout: float = 0.0) -> None:
@@ -64,6 +68,18 @@ def write_tiny_dual(folder: Path, kind: type[CLIPConfig | SiglipConfig | Siglip2
     config = kind(text_config=text, vision_config=vision, **settings)
     AutoModel.from_config(config).save_pretrained(folder)
     processor(image_processor=pictures, tokenizer=tokenizer).save_pretrained(folder)
+
+
+def give_tokenizer(backbone: Backbone) -> None:
+    """Let a backbone have a random visual tokenizer of 16 codes, in its model's type."""
+    num_patches, dim = check_patchwise(backbone)
+    sizes = {"depth": 1, "num_heads": 4, "mlp_ratio": 1.5, "code_dim": 4}
+    tokenizer = VisualTokenizer(
+        dim, num_patches, selection=LearnedSelection, quantizer=partial(VectorQuantizer, num_codes=16), **sizes
+    )
+    grid, patch_size = patch_grid(backbone, num_patches)
+    tokenizer.pixel_decoder = PatchPixels(dim, grid=grid, patch_size=patch_size, hidden=16)
+    backbone.visual_tokenizer = tokenizer.to(backbone.device, backbone.model.dtype)
 
 
 def make_exact(model: nn.Module) -> None:

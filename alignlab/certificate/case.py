@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from alignlab.adapters import Adapter
 from alignlab.backbones import Backbone, open_backbone
-from alignlab.backbones.tiny import make_exact, write_tiny
+from alignlab.backbones.tiny import give_tokenizer, make_exact, write_tiny
 from alignlab.batch import Batch, Example
+from alignlab.errors import NoTokenizer
 from alignlab.objectives import Contrastive, Objective
 
 EXACT = 1e-9
@@ -86,7 +87,7 @@ class Case:
 def make_case(
     make: Callable[[Backbone], Objective], examples: Sequence[Example], folder: Path, adapter: Adapter, *, dual: bool
 ) -> Case:
-    """Give an objective its tiny model. Draws from torch's global generator.
+    """Give an objective its tiny model, with a visual tokenizer if it asks for one. Draws from torch's global generator.
 
     Args:
         dual: A dual encoder of the tiny model's towers, instead of the model itself.
@@ -96,7 +97,12 @@ def make_case(
     backbone = open_backbone(path, text_tower=path if dual else None, dtype="float64")
     make_exact(backbone.model)
     adapter.apply(backbone)
-    objective = make(backbone).double()
+    try:
+        objective = make(backbone)
+    except NoTokenizer:
+        give_tokenizer(backbone)
+        objective = make(backbone)
+    objective = objective.double()
     _move(objective)
     return Case(objective, list(examples), folder)
 

@@ -74,8 +74,11 @@ class LaVIT(Objective):
             module.requires_grad_(True)
         tokenizer.discrete = discrete_input
         tokenizer.requires_grad_(False)
-        if not discrete_input:
-            tokenizer.split().requires_grad_(True)
+        if discrete_input:
+            backbone.parts["projector"].requires_grad_(False)  # no row passes through it
+        else:
+            tokenizer.split()
+            tokenizer.input_merger.requires_grad_(True)
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
         self.train(self.training)
 

@@ -13,7 +13,7 @@ from alignlab.backbones.patches import check_patchwise, patch_grid
 from alignlab.batch import Batch
 from alignlab.data.identity import seed_of
 from alignlab.errors import InputError
-from alignlab.functional import code_usage, cosine_reconstruction_loss, keep_ratio_loss, upcast
+from alignlab.functional import code_usage, cosine_reconstruction_loss, keep_ratio_loss, stop_gradient, upcast
 from alignlab.modules import LearnedSelection, PatchPixels, Quantizer, Selection, VisualTokenizer
 from alignlab.modules.parted import evaluating
 from alignlab.objectives.base import Loss, Objective
@@ -131,7 +131,7 @@ class LaVITTokenizer(Objective):
             "quantizer_loss": _by_picture(tokens.losses, tokens.counts),
         }
         if self.pixel_weight:
-            drawn = self.tokenizer.pixels(decoded.detach())
+            drawn = self.tokenizer.pixels(stop_gradient(decoded))
             terms["pixel_loss"] = self.pixel_weight * (drawn - self.backbone.pixels(chat)).square().mean()
         report = {name: value.detach() for name, value in terms.items()}
         report["kept"] = tokens.keep.detach().mean()
@@ -146,7 +146,8 @@ class LaVITTokenizer(Objective):
         if quantizer is None or quantizer.started:
             return
         examples, size, rows = trainer.datamodule.filled("train"), trainer.datamodule.batch_size, 0
-        share, found = math.ceil(START * quantizer.num_codes / trainer.world_size), []
+        share = math.ceil(START * quantizer.num_codes / trainer.world_size)
+        found = [torch.zeros(0, quantizer.dim, device=self.backbone.device)]
         with evaluating(self), torch.no_grad(), trainer.precision_plugin.forward_context():
             for start in range(trainer.global_rank * size, len(examples), trainer.world_size * size):
                 part = [examples[index] for index in range(start, min(start + size, len(examples)))]
