@@ -43,7 +43,7 @@ def nearest_codes(x: Tensor, codebook: Tensor) -> Tensor:
     found = torch.empty(len(x), dtype=torch.long, device=x.device)
     rows = max(1, (2**20 if x.device.type == "cpu" else 2**25) // len(codes))  # 4 MiB, about what a cache holds
     scores = codes.new_empty(min(rows, len(x)), len(codes))
-    with torch.autocast(x.device.type, enabled=False), _exact_products():
+    with _exact_products():  # autocast leaves products into a given tensor alone
         for start in range(0, len(x), rows):
             part = x[start : start + rows]
             near = torch.mm(part, codes.T, out=scores[: len(part)]).add_(bias).view(-1, blocks, BLOCK)

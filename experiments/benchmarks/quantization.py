@@ -1,6 +1,6 @@
 """Quantization: time and memory of codes and codebooks, against vector-quantize-pytorch.
 
-    pip install --no-deps vector-quantize-pytorch einops einx
+    pip install --no-deps vector-quantize-pytorch einops einx frozendict loguru torch-einops-utils
     python experiments/benchmarks/quantization.py --json experiments/benchmarks/results/quantization.json
 
 A training step is forward, backward to the rows, and the update of the codebook, for M rows and K codes of width d as
@@ -8,6 +8,20 @@ LaVIT's tokenizer has them; ``codes`` is evaluation. Both sides have the same ro
 codes, and the same codebook after a step. On a GPU, where memory is what its allocator counts:
 
     python experiments/benchmarks/quantization.py --device cuda --rows 24000
+
+Memory is the peak of a fresh process that makes two steps, less that of one which only makes the quantiser and rows.
+``CountEMA`` is the library's algorithm; ``VectorQuantizer`` also keeps rows for revival, but has none to revive yet.
+
+Measured at M = 2048, K = 16384, d = 32, 15 repeats (2 shared cores, 1 thread, Linux, Python 3.11.7, torch 2.13.0+cpu,
+vector-quantize-pytorch 1.32.0; load 4 to 6), ratios to the library with their 95 % interval:
+
+                    library           CountEMA                              VectorQuantizer
+    codes           364 ms, 512 MiB   48 ms  0.135 [0.128, 0.135]   6 MiB   48 ms  0.135 [0.133, 0.140]   4 MiB
+    training step   446 ms, 513 MiB   59 ms  0.133 [0.132, 0.135]   9 MiB   60 ms  0.137 [0.132, 0.139]   7 MiB
+
+Targets, at most 0.667 of the time and 0.5 of the memory, are met. The library writes an M x K matrix of similarities
+and another of ones and zeros; here a chunk of similarities stays in the cache, and the place of a maximum is looked for
+in the one block of 64 codes that has it. No run on a GPU has been made.
 """
 
 import time
@@ -24,7 +38,7 @@ from torch import Tensor, nn
 from alignlab.functional import normalize
 from alignlab.modules import CountEMA, VectorQuantizer
 
-TARGET_TIME, TARGET_MEMORY = 1 / 1.5, 0.5
+TARGET_TIME, TARGET_MEMORY = 0.667, 0.5
 SIDES = ("CountEMA", "VectorQuantizer", "library")
 Work = Callable[[], Any]
 

@@ -377,6 +377,26 @@ def test_what_is_not_finite_leaves_no_trace(name, value):
     assert same(one, other)  # a step without any good row is none
 
 
+def test_a_sum_that_overflows_moves_nothing():
+    quantizer = CountEMA(2, num_codes=2, cosine=False)
+    quantizer(torch.full((3, 2), 2e38))
+    quantizer.update()
+    assert quantizer.codebook.isfinite().all() and quantizer.totals.isfinite().all()
+    for _ in range(3):
+        quantizer(torch.ones(3, 2))
+        quantizer.update()
+    assert quantizer.codebook.isfinite().all() and quantizer.updates == 4
+
+
+def test_a_code_that_is_never_taken_keeps_its_direction():
+    quantizer = CountEMA(2, num_codes=2, decay=0.1, revive_below=0)
+    quantizer.place(slice(None), torch.eye(2), 1.0)
+    for _ in range(60):  # 0.1^60 is no float32 any more
+        quantizer(torch.tensor([[1.0, 0.0]]))
+        quantizer.update()
+    assert quantizer.codebook.tolist() == [[1.0, 0.0], [0.0, 1.0]] and quantizer.usage[1] == 0
+
+
 # how it begins, and how codes die
 
 
@@ -464,6 +484,14 @@ def test_revival_puts_dead_codes_on_rows():
         assert (x - quantizer.codebook[code]).abs().amax(-1).min() < 1e-6
     assert not torch.equal(quantizer.codebook[3], quantizer.codebook[8])
     assert quantizer.usage[3] == quantizer.usage[8] > 5 and quantizer.report()["dead"] == 0
+
+
+def test_zeros_revive_nothing():
+    quantizer = VectorQuantizer(6, num_codes=40, revive_after=0, revive_below=0.5)
+    for step in range(5):
+        quantizer(torch.cat([some(quantizer, 2, step), torch.zeros(5, 6)]))
+        quantizer.update()
+    torch.testing.assert_close(quantizer.codebook.norm(dim=-1), torch.ones(40))
 
 
 def test_which_rows_revive_is_drawn_anew_every_update():

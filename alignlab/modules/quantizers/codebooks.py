@@ -213,8 +213,9 @@ class Following(Codebook):
         self.keys.copy_(_keys(int(self.updates), self.dim))
 
     def move(self, counts: Tensor) -> None:
-        moved = self.moved(counts, total(self.sums))
-        self.codebook.copy_(torch.where(moved.isfinite().all(-1, keepdim=True), moved, self.codebook))
+        sums = total(self.sums)
+        good = sums.isfinite().all(-1)  # what is finite may have a sum that is not
+        self.codebook.copy_(self.moved(counts * good, torch.where(good[:, None], sums, 0)))
         if self.revive_below > 0 and self.updates >= self.revive_after:
             self.revive()
 
