@@ -176,8 +176,8 @@ class Backbone(Parted):
         """
         reach = blind.horizon(self.model.get_decoder())
         width = chosen.input_ids.shape[1] + rejected.input_ids.shape[1]
-        far = reach is None or width <= reach
-        if far and not dynamic.reads_kept(self) and one_prompt(chosen, rejected, prompt_lengths):
+        within = reach is None or width <= reach
+        if within and not dynamic.reads_kept(self) and one_prompt(chosen, rejected, prompt_lengths):
             positions = self._positions(chosen), self._positions(rejected)
             one = joined(chosen, rejected, prompt_lengths, positions, self.encoder.pad_id, self.model.dtype)
             if self._joins(one, chosen):
@@ -361,8 +361,8 @@ class Backbone(Parted):
         if self.visual_tokenizer is None:
             raise InputError(f"backbone: {self.path} draws no pictures: it has no visual tokenizer")
         longest = self.visual_tokenizer.num_patches if max_new_tokens is None else max_new_tokens
-        allowed = drawing.Allowed(guidance, top_k, temperature, min_new_tokens, longest)
-        return drawing.draw(self, prompts, allowed, seed=seed)
+        sampling = drawing.Sampling(guidance, top_k, temperature, min_new_tokens, longest)
+        return drawing.draw(self, prompts, sampling, seed=seed)
 
     def save(self, folder: Path | str, *, dtype: Dtype | None = None) -> None:
         """Write a directory that plain transformers loads (safetensors), in ``dtype`` if given.

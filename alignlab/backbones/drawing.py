@@ -34,7 +34,7 @@ class Drawing:
 
 
 @dataclass(frozen=True)
-class Allowed:
+class Sampling:
     """How codes are sampled.
 
     Args:
@@ -131,12 +131,12 @@ def picture_sequences(backbone: "Backbone", prompts: Tokens, codes: Tensor, coun
 
 
 @torch.no_grad()
-def draw(backbone: "Backbone", prompts: Tokens, allowed: Allowed, *, seed: int | None) -> Drawing:
+def draw(backbone: "Backbone", prompts: Tokens, sampling: Sampling, *, seed: int | None) -> Drawing:
     """Draw a picture after each of B prompts padded on the left; see ``Backbone.draw``."""
     visual, tokenizer = vocabulary_of(backbone), backbone.visual_tokenizer
     if tokenizer.pixel_decoder is None:
         raise InputError("draw needs a visual tokenizer that paints: it has no pixel decoder, such as PatchPixels")
-    allowed.check(tokenizer.num_patches)
+    sampling.check(tokenizer.num_patches)
     tokens, devices = _begun(backbone.read_prompts(prompts), visual.start), []
     if backbone.device.type == "cuda":
         devices = [backbone.device]
@@ -146,13 +146,13 @@ def draw(backbone: "Backbone", prompts: Tokens, allowed: Allowed, *, seed: int |
         ids = backbone.model.generate(
             input_ids=tokens.input_ids,
             attention_mask=tokens.attention_mask,
-            do_sample=allowed.temperature > 0,
-            temperature=allowed.temperature or None,
-            top_k=allowed.top_k,
+            do_sample=sampling.temperature > 0,
+            temperature=sampling.temperature or None,
+            top_k=sampling.top_k,
             top_p=1.0,
-            min_new_tokens=allowed.shortest,
-            max_new_tokens=allowed.longest,
-            guidance_scale=allowed.guidance,
+            min_new_tokens=sampling.shortest,
+            max_new_tokens=sampling.longest,
+            guidance_scale=sampling.guidance,
             negative_prompt_ids=tokens.input_ids[:, -1:],  # start alone
             eos_token_id=visual.end,
             pad_token_id=backbone.encoder.pad_id,

@@ -120,7 +120,9 @@ class LaVITTokenizer(Objective):
         chat = batch.conversation
         with torch.no_grad():
             features = self.backbone.patch_features(chat)  # (P, N, C)
-        noise = self._noise(batch.ids, chat.num_images.tolist(), features) if self.tokenizer.selection.training else None
+        noise = (
+            self._noise(batch.ids, chat.num_images.tolist(), features) if self.tokenizer.selection.training else None
+        )
         tokens = self.tokenizer(features, noise)
         decoded = self.tokenizer.decode(tokens.vectors, tokens.counts)
         terms = {

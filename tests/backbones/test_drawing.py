@@ -110,7 +110,7 @@ def test_the_likeliest_codes_are_those_of_a_loop_without_cache(exact, examples, 
 
 
 def test_guidance_follows_the_prompt(exact):
-    """Without guidance's pull the branches agree; a weight of 0 is the unconditional one, the same of all prompts."""
+    """With 0 every prompt has the picture of start alone; 1 and 4 are other pictures."""
     backbone = with_tokens(exact)
     with torch.no_grad():
         backbone.model.get_input_embeddings().weight *= 5

@@ -1,14 +1,20 @@
+import os
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from tokenizing import tensor, tensors
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 from visual import DIM, PATCHES, encoded, learned, lengthened, prompts_of, tokenizer_for, with_tokens
 
-from alignlab import InputError
+from alignlab import Backbone, InputError
 from alignlab.backbones import dynamic
 from alignlab.backbones.tiny import make_exact
-from alignlab.batch import IGNORE
+from alignlab.batch import IGNORE, Tokens
+from alignlab.certificate.children import preload, run_children
+from alignlab.data import Scenes
 from alignlab.modules import AllPatches
 
 
@@ -211,3 +217,100 @@ def test_codes_without_tokens_are_refused(tiny_backbone, examples):
 def test_a_tokenizer_for_other_features_is_refused(tiny_backbone):
     with pytest.raises(InputError, match="36 patches of width 32.*36 of width 16"):
         tiny_backbone.visual_tokenizer = tokenizer_for(dim=16)
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+def test_a_tape_stands_in_for_the_tower_of_the_same_pictures(tiny_backbone, examples, discrete):
+    backbone = with_tokens(tiny_backbone, learned, discrete=discrete)
+    backbone.parts["vision_tower"].requires_grad_(False)
+    tokens, tape = encoded(backbone, examples), []
+    features = backbone.features(tokens, tape=tape)
+    hidden = backbone.hidden(tokens, features=features)
+    assert torch.equal(hidden, backbone.hidden(tokens)) and len(tape) == 1
+    blank = replace(tokens, vision={"pixel_values": torch.zeros_like(tokens.vision["pixel_values"])})
+    assert torch.equal(backbone.hidden(blank, features=backbone.features(blank, tape=tape)), hidden)
+    assert not torch.equal(backbone.hidden(blank), hidden)
+
+
+def test_sequences_are_packed_as_in_the_official_code(golden):
+    """Start, kept rows, end, then the prompt; all padding stands on the left."""
+    found = 0
+    for case in golden("adapters_tokenizer/lavit_left_pad_packing")["cases"]:
+        given, wanted = tensors(case["inputs"]), tensors(case["expected"])
+        pictures = [tensor(each) for each in case["inputs"]["visual_embeds_per_image"]]
+        prompts, shown = given["prompt_embeds_left_padded"], given["prompt_attention_mask"]
+        num, width, dim = prompts.shape
+        patches = max(map(len, pictures)) + 2  # of which some are dropped
+        table = [given["image_start_embed"], given["image_end_embed"], *prompts.reshape(-1, dim)]  # ids from 1 on
+        block = torch.tensor([1, *[0] * patches, 2]).expand(num, -1)
+        said = 3 + torch.arange(num * width).view(num, width)
+        input_ids = torch.cat([block, said], 1)
+        keep = torch.zeros(num, patches, dtype=torch.bool)
+        for row, picture in enumerate(pictures):
+            keep[row, torch.randperm(patches)[: len(picture)]] = True
+        tokens = Tokens(
+            input_ids=input_ids,
+            attention_mask=torch.cat([torch.ones_like(block), shown], 1),
+            labels=torch.full_like(input_ids, IGNORE),
+            image_mask=input_ids == 0,
+            vision={},
+            num_images=torch.ones(num, dtype=torch.long),
+        )
+        short, _ = dynamic.shortened(tokens, dynamic.Reading(keep, features=pictures), 0, side="left")
+        embeds = torch.stack([torch.zeros(dim), *table])[short.input_ids]
+        embeds = embeds.masked_scatter(short.image_mask[..., None], torch.cat(pictures))
+        there = wanted["attention_mask"].bool()
+        for row in range(num):  # the official code may leave padding amid a row
+            ours = embeds[row][short.attention_mask[row].bool()]
+            torch.testing.assert_close(ours, wanted["inputs_embeds"][row][there[row]], rtol=0, atol=0)
+            assert short.attention_mask[row, -len(ours) :].all()
+            found += 1
+    assert found == 2
+
+
+HALVES = ([0], [1, 2])
+"""The conversations of each process."""
+
+
+def parallel(rank, path, folder):
+    """Gradients of two processes, each with a part of the batch, averaged by DistributedDataParallel."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2"}
+    distributed.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
+    loss = Likelihood(path)
+    gradients(DistributedDataParallel(loss), loss, HALVES[rank])
+    distributed.barrier()  # who ends first takes the connection with it
+    return {name: weight.grad for name, weight in loss.named_parameters() if weight.grad is not None}
+
+
+class Likelihood(nn.Module):
+    """The summed loss of a backbone whose merger for the language model, projector and language model train."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.backbone = with_tokens(Backbone(str(path)))
+        self.backbone.parts["vision_tower"].requires_grad_(False)
+        self.backbone.visual_tokenizer.requires_grad_(False)
+        self.backbone.visual_tokenizer.input_merger.requires_grad_(True)
+
+    def forward(self, tokens):
+        kept = tokens.labels[:, 1:] != IGNORE
+        logits = self.backbone.head(self.backbone.label_states(tokens))
+        return nn.functional.cross_entropy(logits, tokens.labels[:, 1:][kept], reduction="sum")
+
+
+def gradients(module, loss, rows):
+    split = Scenes(num_train=64).examples("train")
+    tokens = encoded(loss.backbone, [split[index] for index in range(3)])
+    module(tokens.select(torch.tensor(rows))).backward()
+
+
+def test_data_parallel_training_is_that_of_one_process(tiny_path, tmp_path):
+    preload()
+    one, other = run_children(parallel, [(rank, tiny_path, tmp_path) for rank in range(2)])
+    alone = Likelihood(tiny_path)
+    gradients(alone, alone, [0, 1, 2])
+    wanted = {name: weight.grad for name, weight in alone.named_parameters() if weight.grad is not None}
+    assert one.keys() == wanted.keys() and any("input_merger" in name for name in one)
+    for name, grad in wanted.items():
+        assert torch.equal(one[name], other[name])
+        torch.testing.assert_close(2 * one[name], grad, rtol=1e-3, atol=1e-4 * float(grad.abs().max() + 1))
