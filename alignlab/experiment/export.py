@@ -32,6 +32,22 @@ model.eval()
 ```
 """
 
+VISUAL = """\
+# A model that reads and draws pictures through a visual tokenizer
+
+Plain transformers reads the model (`AutoModelForImageTextToText.from_pretrained`) and its words, but not its pictures:
+the projector expects the merged rows of `visual_tokenizer/`, of which plain transformers knows nothing. Both are read
+together by alignlab, or by `alignlab.load` from the run directory:
+
+```python
+from alignlab import Backbone
+
+backbone = Backbone(".").eval()  # this directory
+```
+
+`backbone.generate` answers questions about pictures, and `backbone.draw` draws some.
+"""
+
 PARTIAL = "import alignlab.adapters.plora  # which tells peft of branches that only some tokens take\n"
 QUANTIZED = "from alignlab.adapters.quantizing import quantize\n"
 
@@ -66,8 +82,8 @@ def export(source: Path, output: Path, *, dtype: Dtype | None = None) -> str | N
         partial = Path(tempfile.mkdtemp(prefix=f".{where.name}.", suffix=".partial", dir=where.parent))
         try:
             reason = write_plain(backbone, partial, dtype=dtype, place=where)
-            if reason is not None:
-                (partial / "README.md").write_text(readme(backbone, reason))
+            if told := readme(backbone, reason):
+                (partial / "README.md").write_text(told)
             partial.chmod(0o755)  # as other directories, not as temporary ones
             os.replace(partial, where)  # over an empty directory, too
         finally:
@@ -81,8 +97,15 @@ def _opened(source: Path) -> Backbone | DualEncoder:
     return open_backbone(str(source), dtype=dtype).eval()
 
 
-def readme(backbone: Backbone, reason: str) -> str:
-    """How what is exported is loaded."""
+def readme(backbone: Backbone | DualEncoder, reason: str | None) -> str:
+    """How what is exported is loaded, where that is not plain."""
+    has_tokenizer = isinstance(backbone, Backbone) and backbone.visual_tokenizer is not None
+    texts = [VISUAL] if has_tokenizer else []
+    return "\n".join(texts if reason is None else [*texts, _beside(backbone, reason)])
+
+
+def _beside(backbone: Backbone, reason: str) -> str:
+    """How the adapters beside a model are put onto it."""
     configs = adapters_of(backbone.model)
     more, lines = "", []
     if any(config.peft_type == "PLORA" for config in configs.values()):

@@ -1,5 +1,6 @@
 """preflight: what can be known of an experiment before weights are read, a directory is made or a step is taken."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,11 +8,12 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from alignlab.backbones import PARTS, DualEncoder, open_backbone, open_encoder
+from alignlab.backbones import PARTS, Backbone, DualEncoder, open_backbone
+from alignlab.backbones.batching import Batching
 from alignlab.data.base import ShuffledBatches, check_supplies
 from alignlab.errors import InputError
 from alignlab.experiment.config import Experiment, instantiate
-from alignlab.experiment.stages import named_stages, outlined
+from alignlab.experiment.stages import STAGE, named_stages, outlined
 from alignlab.modules.parted import start_of
 
 SAMPLE = 64
@@ -25,8 +27,9 @@ def preflight(config: Mapping[str, Any]) -> None:
         InputError: A class refuses its arguments, a file is missing or unreadable, data are too few, a sequence is
             longer than ``max_length`` allows.
     """
-    stages = config["stages"]
-    for part in (*stages.values(), config):
+    stages, checked = config["stages"], {}
+    for name, part in (*stages.items(), (None, config)):
+        before = checked.get(part["backbone"]["path"])
         whole = {**part, "stages": {}, "backbone": outlined(part["backbone"], stages)}
         whole["evaluators"] = [each for each in part["evaluators"] if not any(named_stages(each))]
         start = start_of(**{name: part["backbone"][name] for name in ("path", "fresh", "take")})
@@ -35,9 +38,10 @@ def preflight(config: Mapping[str, Any]) -> None:
             # Of what is not there yet, no more is known than what it will be made of, and how many there can be.
             most = [maker["pairs"]["num_examples"] for maker in makers if maker["pairs"]["num_examples"] is not None]
             data = {"data": makers[-1]["data"]}
-            check({**whole, **data}, start, to_be_built=part["data"], most=min(most, default=None))
+            built = {"to_be_built": part["data"], "most": min(most, default=None)}
+            checked[f"{STAGE}{name}"] = check({**whole, **data}, start, before=before, **built)
         else:
-            check(whole, start)
+            checked[f"{STAGE}{name}"] = check(whole, start, before=before)
 
 
 def _makers(part: Mapping[str, Any], stages: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -52,15 +56,20 @@ def check(
     config: Mapping[str, Any],
     start: str | None,
     *,
+    before: Backbone | DualEncoder | None = None,
     to_be_built: Mapping[str, Any] | None = None,
     most: int | None = None,
-) -> None:
+) -> Backbone | DualEncoder:
     """``preflight`` of one stage whose backbone's directories exist.
 
     Args:
         start: The backbone's ``start``.
+        before: What this gave for the stage that writes the backbone; None: it is there.
         to_be_built: The stage's data, where these are pairs that an earlier stage has yet to make of the config's.
         most: Examples that pairs are made of; None: all.
+
+    Returns:
+        The backbone, with what the objective added to it, on the meta device.
     """
     experiment = instantiate(config)
     processes = _check_trainer(experiment.trainer)
@@ -72,6 +81,8 @@ def check(
     with torch.device("meta"):
         backbone = open_backbone(**{**experiment.backbone, "fresh": PARTS, "take": None})
         backbone.start = start
+        if isinstance(backbone, Backbone) and isinstance(before, Backbone):
+            _hand_on(before, backbone)
         if experiment.adapter is not None:
             settings = experiment.backbone
             backbone.changed = frozenset({*settings["fresh"], *(settings["take"] or ())})  # not all parts, as here
@@ -89,11 +100,20 @@ def check(
         check_supplies(type(objective).__name__, requires, experiment.data)
         objective.prepare(experiment.data, processes)
     if experiment.backbone["max_length"] is not None and to_be_built is None:
-        _check_lengths(experiment, requires)
+        _check_lengths(experiment, backbone.encoder, requires)
     if objective is None and experiment.make_objective is not None:
-        return
+        return backbone
     for evaluator in experiment.evaluators:
         evaluator.check_backbone(backbone)  # with what the objective added to it
+    return backbone
+
+
+def _hand_on(before: Backbone, backbone: Backbone) -> None:
+    """Give a backbone the visual tokenizer, and its tokens, that an earlier stage will have saved with it."""
+    if before.visual_tokenizer is not None:
+        backbone.visual_tokenizer = copy.deepcopy(before.visual_tokenizer)
+        if before.encoder.visual is not None:
+            backbone.add_visual_tokens()
 
 
 def _check_trainer(settings: Mapping[str, Any]) -> int:
@@ -130,9 +150,7 @@ def _check_sizes(experiment: Experiment, to_be_built: Mapping[str, Any] | None, 
             raise InputError(f"{who} judges the {evaluator.split} split, which is empty in {whose}")
 
 
-def _check_lengths(experiment: Experiment, requires: Sequence[str]) -> None:
-    names = ("path", "text_tower", "max_length")
-    encoder = open_encoder(**{name: experiment.backbone[name] for name in names})
+def _check_lengths(experiment: Experiment, encoder: Batching, requires: Sequence[str]) -> None:
     read = [(experiment.data.filled("train"), requires)]
     for evaluator in experiment.evaluators:
         sequences = tuple(name for name in evaluator.requires if name in ("conversation", "query", "target"))

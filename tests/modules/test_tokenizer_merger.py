@@ -181,10 +181,13 @@ def test_one_kept_patch_by_hand():
 def test_gradients_are_finite_where_hidden_keys_are_far_above(dtype):
     logits = torch.tensor([0.0, 3e4, 1.0, -3e4]).to(dtype).expand(1, 2, 4, 4).requires_grad_()
     mask = torch.tensor([[1.0, 0.0, 1.0, 1.0]], requires_grad=True)
-    for visibility in (earlier(mask), 1 - mask[:, None, None], 0 * mask[:, None, None]):
+    nothing = torch.zeros(1, 4, requires_grad=True)
+    for leaf, visibility in (
+        (mask, earlier(mask)), (mask, 1 - mask[:, None, None]), (nothing, nothing[:, None, None])
+    ):  # fmt: skip
         weights = visible_softmax(logits, visibility, exact=True)
         assert weights.dtype == torch.float32
-        gradients = torch.autograd.grad((weights * torch.randn_like(weights)).sum(), [logits, mask])
+        gradients = torch.autograd.grad((weights * torch.randn_like(weights)).sum(), [logits, leaf])
         assert all(each.isfinite().all() and each.abs().max() < 100 for each in gradients)
 
 

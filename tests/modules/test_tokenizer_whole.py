@@ -65,6 +65,13 @@ def test_codes_and_inputs_are_those_of_evaluation_in_training_too():
     assert made.merger.norm.weight.grad is not None and made.selection.norm.weight.grad is None
 
 
+def test_what_a_language_model_reads_does_not_train_the_selection():
+    made, x = small(selection=partial(LearnedSelection, decision="sample")), features().requires_grad_()
+    made.inputs(x).rows.square().sum().backward()
+    assert all(each.grad is None for each in made.selection.parameters())
+    assert x.grad.any() and made.merger.norm.weight.grad.any()
+
+
 def test_the_decoder_reads_the_same_of_codes_as_of_vectors():
     made, x = small().eval(), features()
     tokens = made(x)

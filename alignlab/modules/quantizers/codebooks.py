@@ -198,6 +198,7 @@ class Following(Codebook):
     def update(self) -> None:
         super().update()
         self.sums.zero_()
+        self.sample.zero_()
         self.priority.fill_(LOWEST)
         self.keys.copy_(_keys(int(self.updates), self.dim))
 

@@ -37,6 +37,12 @@ class Grid(Quantizer):
         super().__init__(dim, num_codes)
         self.down = nn.Linear(dim, width) if width != dim else nn.Identity()
         self.up = nn.Linear(width, dim) if width != dim else nn.Identity()
+        self.register_buffer("one", torch.ones(()), persistent=False)  # tells what the model was converted to
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What codes are turned into: float32 or wider."""
+        return upcast(self.one).dtype
 
 
 class FSQ(Grid):
@@ -64,8 +70,7 @@ class FSQ(Grid):
         return Quantized(_linear(self.up, values), codes, (0 * x).sum(-1))
 
     def lookup(self, codes: Tensor) -> Tensor:
-        dtype = torch.float64 if _dtype(self.up) == torch.float64 else torch.float32
-        return _linear(self.up, fsq_values(codes, self.levels, dtype=dtype))
+        return _linear(self.up, fsq_values(codes, self.levels, dtype=self.dtype))
 
 
 class LFQ(Grid):
@@ -126,16 +131,12 @@ class LFQ(Grid):
         return Quantized(_linear(self.up, straight_through(x, values)), codes, losses)
 
     def lookup(self, codes: Tensor) -> Tensor:
-        dtype = torch.float64 if _dtype(self.up) == torch.float64 else torch.float32
-        return _linear(self.up, lfq_values(codes, self.bits, scale=self.scale, dtype=dtype))
+        return _linear(self.up, lfq_values(codes, self.bits, scale=self.scale, dtype=self.dtype))
 
 
 def _linear(layer: nn.Module, x: Tensor) -> Tensor:
-    """A linear map in float32 or wider, whatever its weights are kept in."""
+    """A linear map in float32 or wider, whatever its weights are kept in, and whatever autocast says."""
     if isinstance(layer, nn.Identity):
         return x
-    return F.linear(x, upcast(layer.weight), upcast(layer.bias))
-
-
-def _dtype(layer: nn.Module) -> torch.dtype:
-    return next((each.dtype for each in layer.parameters()), torch.float32)
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(x, upcast(layer.weight).to(x.dtype), upcast(layer.bias).to(x.dtype))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from alignlab.errors import InputError
-from alignlab.functional import stop_gradient, upcast
+from alignlab.functional import stop_gradient, straight_through, upcast
 from alignlab.modules.tokenizer.attention import start_weights
 from alignlab.modules.tokenizer.selection import Kept, Selection, check_ratio, top
 
@@ -86,8 +86,7 @@ def sampled(log_probs: Tensor, noise: Tensor, *, tau: float = 1.0) -> Tensor:
     """(P, N) of 0 and 1 with a straight-through gradient, of log-probabilities and Gumbel noise (P, N, 2)."""
     keep, drop = F.softmax((log_probs + noise) / tau, dim=-1).unbind(-1)
     mask = _at_least_one((keep >= drop).to(keep.dtype), log_probs[..., 0])
-    # What is added is zero exactly, where mask - keep + keep would be 1 - 1e-8 at times.
-    return stop_gradient(mask) + (keep - stop_gradient(keep))
+    return straight_through(keep, mask)
 
 
 def _at_least_one(mask: Tensor, scores: Tensor) -> Tensor:
