@@ -14,7 +14,10 @@ SPREAD = ("reconstruction/perplexity",)
 HALLUCINATED = ("chair/sentence", "chair/instance")
 """Metrics of which less is better, too."""
 
-LEVELS = ("yes_ratio", "chair/mentions", "chair/length", "perplexity_start", "tokens_std", "drawing/tokens")
+LEVELS = (
+    *("yes_ratio", "chair/mentions", "chair/length", "perplexity_start", "tokens_std", "drawing/tokens"),
+    "cosine_constant",
+)
 """Ends of the names of metrics that say what was answered, not how well."""
 
 

@@ -80,6 +80,8 @@ class TestReconstruction:
         cosines = nn.functional.cosine_similarity(decoded, features, dim=-1).mean(1)
         assert scores["cosine"] == pytest.approx(cosines.mean().item(), abs=1e-5)
         assert [item["score"] for item in found.items[:-1]] == pytest.approx(cosines.tolist(), abs=1e-5)
+        constant = nn.functional.cosine_similarity(features.mean(0, keepdim=True), features, dim=-1)
+        assert scores["cosine_constant"] == pytest.approx(constant.mean().item(), abs=1e-5)
         painted = backbone.visual_tokenizer.pixels(decoded)
         errors = (painted - shown).square().mean((1, 2, 3))
         assert scores["psnr"] == pytest.approx((-10 * errors.log10()).mean().item(), rel=1e-5)
@@ -101,13 +103,14 @@ class TestReconstruction:
         found = Reconstruction(num_examples=12)(tiny_backbone, data)
         bits = 36 * 32 * 32  # patches, width, float32
         expected = {"tokens": 36, "tokens_std": 0, "cosine": 1, "bits": bits, "ratio": 24 * 48 * 48 / bits}
-        assert found.scores == expected
+        constant = found.scores.pop("cosine_constant")
+        assert found.scores == expected and 0 < constant < 1
         assert len(found.items) == 12
 
     def test_a_tokenizer_that_does_not_quantize_has_no_codes(self, tiny_backbone, data):
         backbone = attach(tiny_backbone, quantizer=None, selection=AllPatches, pixels=False)
         found = Reconstruction(num_examples=12)(backbone, data)
-        assert set(found.scores) == {"tokens", "tokens_std", "cosine", "bits", "ratio"}
+        assert set(found.scores) == {"tokens", "tokens_std", "cosine", "cosine_constant", "bits", "ratio"}
         assert found.scores["bits"] == 36 * 4 * 32  # vectors of width 4
         assert found.scores["cosine"] < 1 and found.items[0]["picture"].size == (2 * 96 + GAP, 96)
 
