@@ -10,3 +10,7 @@ class InputError(ValueError):
 
 class NotFinite(InputError):
     """A loss or gradient that is not finite, found in all processes before the weights change."""
+
+
+class NoTokenizer(InputError):
+    """An objective needs a visual tokenizer that its backbone does not have."""

@@ -20,11 +20,13 @@ class Reading:
     """What a language model reads of P pictures.
 
     Args:
+        patches: (P, N, C), the vision tower's features.
         keep: (P, N) bool, the placeholders that stay; in the order of the pictures M in all.
         features: Projected rows, (M, D) in all, in the model's own form of pictures' features; None: it reads codes.
         ids: (M,) long, the tokens of codes; None: it reads rows.
     """
 
+    patches: Tensor
     keep: Tensor
     features: Any | None = None
     ids: Tensor | None = None
@@ -48,11 +50,11 @@ def read(backbone: "Backbone", tokens: Tokens) -> Reading:
     if tokenizer.discrete:
         codes, counts = tokenizer.codes(features)
         keep = torch.arange(features.shape[1], device=counts.device) < counts[:, None]
-        return Reading(keep, ids=vocabulary_of(backbone).ids(codes))
+        return Reading(features, keep, ids=vocabulary_of(backbone).ids(codes))
     inputs, projector = tokenizer.inputs(features), projector_of(backbone)
     rows = projector(inputs.rows.to(next(projector.parameters()).dtype)[None])  # (1, M, D)
     listed = not isinstance(official.pooler_output, Tensor)
-    return Reading(inputs.keep, features=type(official)(pooler_output=[rows[0]] if listed else rows))
+    return Reading(features, inputs.keep, features=type(official)(pooler_output=[rows[0]] if listed else rows))
 
 
 def vocabulary_of(backbone: "Backbone") -> Any:

@@ -123,6 +123,23 @@ def check_patchwise(backbone: "Backbone") -> tuple[int, int]:
     return found.shape[1], found.shape[2]
 
 
+def patch_grid(backbone: "Backbone", num_patches: int) -> tuple[tuple[int, int], int]:
+    """How many patches stand below and beside each other in a picture, and a patch's side in pixels.
+
+    Raises:
+        InputError: Pictures are not of square patches.
+    """
+    picture = backbone.encoder.image_processor(images=[Image.new("RGB", (64, 64))], return_tensors="pt")
+    height, width = picture["pixel_values"].shape[-2:]
+    side = round((height * width / num_patches) ** 0.5)
+    if height % side or width % side or height * width != num_patches * side**2:
+        raise InputError(
+            f"backbone.path: pictures of {backbone.path} have {height} x {width} pixels, which are not {num_patches} "
+            "square patches; decode their pixels by another decoder than PatchPixels"
+        )
+    return (height // side, width // side), side
+
+
 def _pictures(backbone: "Backbone", vision: Any) -> dict[str, Any]:
     return {key: value for key, value in vision.items() if key in backbone.image_arguments}
 

@@ -55,12 +55,15 @@ def kinds() -> tuple[Kind, ...]:
     from alignlab.adapters import Adapter
     from alignlab.data import AlignmentData, Corruption
     from alignlab.evaluation import Evaluator
+    from alignlab.modules import Quantizer, Selection
     from alignlab.objectives import Contrast, Objective, Reference
 
     return (
         Kind("objective", Objective, "alignlab.objectives", given=("backbone",)),
         Kind("contrast", Contrast, "alignlab.objectives"),
         Kind("reference", Reference, "alignlab.objectives"),
+        Kind("quantizer", Quantizer, "alignlab.modules", given=("dim",)),
+        Kind("selection", Selection, "alignlab.modules", given=("dim",)),
         Kind("adapter", Adapter, "alignlab.adapters"),
         Kind("data module", AlignmentData, "alignlab.data"),
         Kind("corruption", Corruption, "alignlab.data"),

@@ -56,12 +56,23 @@ def nearest_codes(x: Tensor, codebook: Tensor) -> Tensor:
 @contextmanager
 def _exact_products() -> Iterator[None]:
     """Matrix products of float32 in float32, whatever the user chose for the rest of the model."""
-    chosen = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    if torch.__version__ < "2.9":  # a TorchVersion, which compares numbers; later ones raise where both ways are used
+        chosen = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(chosen)
+        return
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    each = [backend.fp32_precision for backend in backends]
+    for backend in backends:
+        backend.fp32_precision = "ieee"
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(chosen)
+        for backend, precision in zip(backends, each, strict=True):
+            backend.fp32_precision = precision
 
 
 def straight_through(x: Tensor, value: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ from alignlab.objectives.clip import CLIP
 from alignlab.objectives.contrastive import Contrastive
 from alignlab.objectives.contrasts import BlurredImage, Contrast, MaskedPatches, MeanColor, NoImage
 from alignlab.objectives.infonce import InfoNCE
+from alignlab.objectives.lavit import LaVIT
+from alignlab.objectives.lavittokenizer import LaVITTokenizer
 from alignlab.objectives.llm2clip import LLM2CLIP
 from alignlab.objectives.llm2cliptext import LLM2CLIPText
 from alignlab.objectives.mixture import Mixture
@@ -32,6 +34,8 @@ __all__ = [
     "FrozenCopy",
     "InfoNCE",
     "LLM2CLIPText",
+    "LaVIT",
+    "LaVITTokenizer",
     "Loss",
     "MaskedPatches",
     "MeanColor",

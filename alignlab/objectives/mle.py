@@ -1,8 +1,12 @@
 """MLE: next-token likelihood of the supervised tokens."""
 
+from typing import Any
+
+from torch import Tensor
 from torch.nn import functional as F
 
-from alignlab.batch import IGNORE, Batch
+from alignlab.backbones import Backbone
+from alignlab.batch import IGNORE, Batch, Tokens
 from alignlab.functional import upcast
 from alignlab.objectives.base import Loss, Objective
 
@@ -18,11 +22,19 @@ class MLE(Objective):
     requires = ("conversation",)
 
     def loss(self, batch: Batch) -> Loss:
-        chat = batch.conversation
-        targets = F.pad(chat.labels[:, 1:], (0, 1), value=IGNORE)  # (B, T): position t predicts label t + 1
-        kept = targets != IGNORE
-        logits = upcast(self.backbone(chat, logits_at=kept).logits)  # (M, V)
-        correct = (logits.detach().argmax(-1) == targets[kept]).float()
-        count = kept.sum().clamp(min=1)  # a batch without targets has loss 0
-        mean = F.cross_entropy(logits, targets[kept], reduction="sum") / count
-        return Loss(mean, kept.sum(), {"token_accuracy": correct.sum() / count})
+        nll, num_tokens, right = likelihood(self.backbone, batch.conversation)
+        count = num_tokens.clamp(min=1)  # a batch without targets has loss 0
+        return Loss(nll / count, num_tokens, {"token_accuracy": right / count})
+
+
+def likelihood(backbone: Backbone, tokens: Tokens, *, features: Any = None) -> tuple[Tensor, Tensor, Tensor]:
+    """The negative log-likelihood of all labels, summed, in nats; how many they are; how many are the likeliest.
+
+    Args:
+        features: Result of ``backbone.features``.
+    """
+    targets = F.pad(tokens.labels[:, 1:], (0, 1), value=IGNORE)  # (B, T): position t predicts label t + 1
+    kept = targets != IGNORE
+    logits = upcast(backbone(tokens, logits_at=kept, features=features).logits)  # (M, V)
+    right = (logits.detach().argmax(-1) == targets[kept]).float()
+    return F.cross_entropy(logits, targets[kept], reduction="sum"), kept.sum(), right.sum()

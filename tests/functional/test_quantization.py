@@ -81,6 +81,29 @@ def test_codes_do_not_depend_on_precision_around_them():
         torch.set_float32_matmul_precision("highest")
 
 
+@pytest.mark.skipif(torch.__version__ < "2.9", reason="set in another way")
+def test_precision_set_for_one_kind_of_device_is_left_as_it_was():
+    backend = torch.backends.cuda.matmul
+    before, backend.fp32_precision = backend.fp32_precision, "tf32"
+    try:
+        nearest_codes(torch.randn(3, 2), torch.randn(4, 2))
+        assert backend.fp32_precision == "tf32"
+    finally:
+        backend.fp32_precision = before
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_gives_the_same_codes():
+    torch.manual_seed(0)
+    x, codebook = normalize(torch.randn(5000, 32)), normalize(torch.randn(16384, 32))
+    torch.set_float32_matmul_precision("high")
+    try:
+        found = nearest_codes(x.cuda(), codebook.cuda()).cpu()
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert (found == nearest_codes(x, codebook)).float().mean() > 0.9999  # TF32 gives one in a thousand another
+
+
 def test_codes_of_nothing_and_of_what_is_not_finite():
     codebook = torch.randn(70, 3)
     assert nearest_codes(torch.empty(0, 3), codebook).shape == (0,)

@@ -1,5 +1,6 @@
 """Codebooks: quantisers with a table of codes, which follows its inputs or is trained."""
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -20,7 +21,7 @@ from alignlab.functional.quantization import (
 from alignlab.modules.quantizers.base import Quantized, Quantizer, recomputing
 
 DEAD = 0.03
-"""A code is reported as dead below this share of the mean count, where nothing is revived."""
+"""A code is reported as dead below this share of the mean count, where nothing is revived and no share is told."""
 SAMPLE = 1024
 """Rows kept for revival, at most; as many codes are revived an update."""
 LOWEST = torch.iinfo(torch.long).min
@@ -42,13 +43,15 @@ class Codebook(Quantizer):
     counts: Tensor
     usage: Tensor
     updates: Tensor
+    fresh: float = 0.0
+    """What the moving average of counts begins with."""
 
     def __init__(self, dim: int, num_codes: int, *, cosine: bool, decay: float) -> None:
         super().__init__(dim, num_codes)
         self.check(0 <= decay < 1, f"decay in [0, 1), got {decay}")
-        self.cosine, self.decay = cosine, decay
+        self.cosine, self.decay, self.dead_below = cosine, decay, DEAD
         self.register_buffer("counts", torch.zeros(num_codes, dtype=torch.long))
-        self.register_buffer("usage", torch.zeros(num_codes))
+        self.register_buffer("usage", torch.full((num_codes,), self.fresh))
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
 
@@ -68,9 +71,9 @@ class Codebook(Quantizer):
         chosen = self.lookup(codes).to(rows.dtype)
         return Quantized(straight_through(rows, chosen), codes, self.losses(rows, chosen))
 
+    @abstractmethod
     def losses(self, rows: Tensor, chosen: Tensor) -> Tensor:
         """The losses (M,) of rows (M, d), whose codes are (M, d)."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def observe(self, rows: Tensor, codes: Tensor) -> None:
@@ -95,12 +98,15 @@ class Codebook(Quantizer):
         means, _ = k_means(rows, means, cosine=self.cosine)
         if several():
             distributed.broadcast(means, 0)  # sums on GPUs round in another order every time
-        self.place(slice(None), means, torch.ones_like(self.usage) if self.usage.any() else self.usage)
+        self.place(slice(None), means, self.fresh)
+        self.updates.zero_()
+        self.clear()  # what was gathered is of other codes
         self.started.fill_(True)
 
-    def place(self, index: Tensor | slice, codes: Tensor, usage: Tensor) -> None:
+    @torch.no_grad()
+    def place(self, index: Tensor | slice, codes: Tensor, usage: Tensor | float) -> None:
         """Put codes where they are told, used as often as said."""
-        self.codebook.data[index], self.usage[index] = codes, usage
+        self.codebook[index], self.usage[index] = codes, usage
 
     @torch.no_grad()
     def update(self) -> None:
@@ -109,14 +115,18 @@ class Codebook(Quantizer):
             self.usage.mul_(self.decay).add_(counts, alpha=1 - self.decay)
             self.move(counts)
             self.updates += 1
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget what was gathered since the last update."""
         self.counts.zero_()
 
     def move(self, counts: Tensor) -> None:
         """Move the codes after an update's counts (K,)."""
 
-    def dead(self, below: float = DEAD) -> Tensor:
+    def dead(self) -> Tensor:
         """(K,) bool, codes taken less often than a share of the mean."""
-        return self.usage < below * self.usage.mean()
+        return self.usage < self.dead_below * self.usage.mean()
 
     def report(self) -> dict[str, Tensor]:
         dead = self.dead().sum()
@@ -164,6 +174,7 @@ class Following(Codebook):
         self.check(0 <= revive_below < 1, f"revive_below in [0, 1), as a share of the mean count, got {revive_below}")
         self.check(revive_after >= 0, f"revive_after >= 0 updates, got {revive_after}")
         self.commitment, self.revive_below, self.revive_after = commitment, revive_below, revive_after
+        self.dead_below = revive_below or DEAD
         codes = torch.randn(num_codes, dim)
         kept = min(SAMPLE, num_codes) if revive_below > 0 else 0
         self.register_buffer("codebook", normalize(codes) if cosine else codes)
@@ -194,9 +205,8 @@ class Following(Codebook):
             self.priority.copy_(priority)
             self.sample.copy_(torch.cat([self.sample, rows])[kept])
 
-    @torch.no_grad()
-    def update(self) -> None:
-        super().update()
+    def clear(self) -> None:
+        super().clear()
         self.sums.zero_()
         self.sample.zero_()
         self.priority.fill_(LOWEST)
@@ -208,12 +218,12 @@ class Following(Codebook):
         if self.revive_below > 0 and self.updates >= self.revive_after:
             self.revive()
 
+    @abstractmethod
     def moved(self, counts: Tensor, sums: Tensor) -> Tensor:
         """The codes (K, d) after an update's counts (K,) and sums of rows (K, d)."""
-        raise NotImplementedError
 
     def revive(self) -> None:
-        dead = self.dead(self.revive_below).nonzero()[:, 0]
+        dead = self.dead().nonzero()[:, 0]
         if not len(dead):
             return
         priority, order = gather(self.priority)[0].sort(descending=True)
@@ -278,6 +288,7 @@ class CountEMA(Following):
     """
 
     totals: Tensor
+    fresh = 1.0  # so that E / N is the code from the beginning
 
     def __init__(
         self, dim: int, *, num_codes: int = 16384, decay: float = 0.99, commitment: float = 1.0, cosine: bool = True,
@@ -288,7 +299,6 @@ class CountEMA(Following):
             revive_after=revive_after,
         )  # fmt: skip
         self.register_buffer("totals", self.codebook.clone())
-        self.usage.fill_(1)  # E / N is the code from the beginning
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -301,7 +311,8 @@ class CountEMA(Following):
         # A code that was never taken again fades to nothing, which has no direction.
         return torch.where(codes.any(-1, keepdim=True), codes, self.codebook)
 
-    def place(self, index: Tensor | slice, codes: Tensor, usage: Tensor) -> None:
+    @torch.no_grad()
+    def place(self, index: Tensor | slice, codes: Tensor, usage: Tensor | float) -> None:
         super().place(index, codes, usage)
         self.totals[index] = codes * self.usage[index][:, None]
 

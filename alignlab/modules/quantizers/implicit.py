@@ -79,7 +79,8 @@ class LFQ(Grid):
         loss of a row = entropy * (H(p) - diversity * H(mean of p)) + commitment * mean over channels of (x - sg(q))^2
         q = scale * sign(x),   p(c) = softmax_c(2 inverse_temperature <x, c>) over all codes c
 
-    The mean of p is over the rows of all processes in training, and over one's own in evaluation. Sources: Yu et al.
+    The mean of p is over the rows of all processes in training, each of which has to call it then, with any number of
+    rows, and over one's own in evaluation. Sources: Yu et al.
     2023, https://arxiv.org/abs/2310.05737, section 3.1; with ``spherical`` binary spherical quantisation, Zhao et al.
     2024, https://arxiv.org/abs/2406.07548; the arithmetic of lucidrains/vector-quantize-pytorch, whose entropies take
     no logarithm below log 1e-5, while these are exact.

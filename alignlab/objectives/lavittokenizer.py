@@ -1,0 +1,186 @@
+"""LaVITTokenizer: a picture becomes as few visual tokens as give the vision tower's features back, and then codes."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal, Self
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from alignlab.backbones import Backbone
+from alignlab.backbones.patches import check_patchwise, patch_grid
+from alignlab.batch import Batch
+from alignlab.data.identity import seed_of
+from alignlab.errors import InputError
+from alignlab.functional import code_usage, cosine_reconstruction_loss, keep_ratio_loss, upcast
+from alignlab.modules import LearnedSelection, PatchPixels, Quantizer, Selection, VisualTokenizer
+from alignlab.modules.parted import evaluating
+from alignlab.objectives.base import Loss, Objective
+
+START = 10
+"""Rows for each code that the codebook begins with."""
+
+
+class LaVITTokenizer(Objective):
+    """Minimise how far the features that a visual tokenizer gives back are from those of the frozen vision tower.
+
+        mean over patches of (1 - cos(F', F))  +  keep_weight * mean over pictures of (keep_ratio - kept / N)^2
+        + the quantizer's own loss, a mean over each picture's tokens  +  pixel_weight * squared error of the pixels
+
+    First stage of LaVIT, Jin et al. 2023, https://arxiv.org/abs/2309.04669, equations 3 and 4. Its training code was never
+    released, and its authors' two answers on the order of training differ: "the token predictor first, without
+    quantization, then the rest" (jy0205/LaVIT, issue 10), and "selector and merger without quantization, then everything
+    with it" (issue 29). Here the first phase is a stage with ``quantizer: null``, in which selector, merger and decoder
+    train; the second continues its tokenizer with a quantizer, and ``freeze_selector`` says which of the two it is.
+    The pixels are decoded from F' without gradient to it, so they decide nothing of the tokens.
+
+    Everything else of the backbone is frozen. The Gumbel noise of a picture is drawn by its example and the step; a
+    frozen selector decides as in evaluation.
+
+    Args:
+        quantizer: What makes a code of a row; None: rows go on as they are, normalised.
+        selection: Which patches are kept; of a tokenizer that is continued, what it has.
+        freeze_selector: In the second phase.
+        keep_ratio: The share of patches to keep.
+        keep_weight: Of the keep ratio's loss.
+        keep_reduction: ``per_image`` draws each picture to the ratio, ``batch_mean`` the mean of the batch.
+        depth: Blocks of the merger, and of the decoder.
+        num_heads: Of their attention.
+        mlp_ratio: Width of their hidden layers, in multiples of the features'.
+        code_dim: Width of a code.
+        exact_masking: Attention is blind to what it must not see; False: as released, where some of it leaks.
+        pixel_weight: Of the pixels' squared error; 0: no decoder of pixels.
+
+    Raises:
+        InputError: The tokenizer that is continued has another form, or the backbone's pictures can have none.
+    """
+
+    requires = ("conversation",)
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        quantizer: Callable[[int], Quantizer] | None = None,
+        selection: Callable[[int], Selection] = LearnedSelection,
+        freeze_selector: bool = True,
+        keep_ratio: float = 1 / 3,
+        keep_weight: float = 2.0,
+        keep_reduction: Literal["per_image", "batch_mean"] = "per_image",
+        depth: int = 12,
+        num_heads: int = 16,
+        mlp_ratio: float = 4.3637,
+        code_dim: int = 32,
+        exact_masking: bool = True,
+        pixel_weight: float = 1.0,
+    ) -> None:
+        if not 0 < keep_ratio <= 1 or keep_weight < 0 or pixel_weight < 0:
+            given = f"{keep_ratio = }, {keep_weight = }, {pixel_weight = }"
+            raise InputError(f"LaVITTokenizer needs 0 < keep_ratio <= 1 and weights of at least 0, got {given}")
+        super().__init__(backbone)
+        self.keep_ratio, self.keep_weight, self.keep_reduction = keep_ratio, keep_weight, keep_reduction
+        self.pixel_weight = pixel_weight
+        backbone.requires_grad_(False)
+        form = {
+            "depth": depth, "num_heads": num_heads, "mlp_ratio": mlp_ratio, "code_dim": code_dim,
+            "exact_masking": exact_masking,
+        }  # fmt: skip
+        tokenizer, continued = backbone.visual_tokenizer, backbone.visual_tokenizer is not None
+        if tokenizer is None:
+            num_patches, dim = check_patchwise(backbone)
+            tokenizer = VisualTokenizer(dim, num_patches, selection=selection, quantizer=None, **form)
+            backbone.visual_tokenizer = tokenizer
+        elif other := [name for name, value in form.items() if tokenizer.settings[name] != value]:
+            raise InputError(
+                f"LaVITTokenizer continues a tokenizer whose {other[0]} is {tokenizer.settings[other[0]]}, not "
+                f"{form[other[0]]}; a tokenizer keeps its form through both phases"
+            )
+        if pixel_weight and tokenizer.pixel_decoder is None:
+            grid, patch_size = patch_grid(backbone, tokenizer.num_patches)
+            tokenizer.pixel_decoder = PatchPixels(tokenizer.dim, grid=grid, patch_size=patch_size)
+        if quantizer is not None and tokenizer.quantizer is None:
+            tokenizer.quantize_by(quantizer)
+        tokenizer.to(backbone.device, torch.promote_types(backbone.model.dtype, torch.float32)).requires_grad_(True)
+        self.is_decided = continued and quantizer is not None and freeze_selector
+        tokenizer.selection.requires_grad_(not self.is_decided)
+        if tokenizer.quantizer is not None:
+            self.coupled = tokenizer.quantizer.coupled
+        if keep_reduction == "batch_mean":
+            self.coupled = self.coupled or "keep_reduction: batch_mean compares the batch's mean"
+        self.per_process = self.coupled
+        self.register_buffer("step", torch.zeros((), dtype=torch.long))
+        self.train(self.training)
+
+    @property
+    def tokenizer(self) -> VisualTokenizer:
+        return self.backbone.visual_tokenizer
+
+    def loss(self, batch: Batch) -> Loss:
+        chat = batch.conversation
+        with torch.no_grad():
+            features = self.backbone.patch_features(chat)  # (P, N, C)
+        noise = self._noise(batch.ids, chat.num_images.tolist(), features) if self.tokenizer.selection.training else None
+        tokens = self.tokenizer(features, noise)
+        decoded = self.tokenizer.decode(tokens.vectors, tokens.counts)
+        terms = {
+            "reconstruction_loss": cosine_reconstruction_loss(decoded, features),
+            "keep_loss": keep_ratio_loss(
+                tokens.keep, ratio=self.keep_ratio, weight=self.keep_weight, reduction=self.keep_reduction
+            ),
+            "quantizer_loss": _by_picture(tokens.losses, tokens.counts),
+        }
+        if self.pixel_weight:
+            drawn = self.tokenizer.pixels(decoded.detach())
+            terms["pixel_loss"] = self.pixel_weight * (drawn - self.backbone.pixels(chat)).square().mean()
+        report = {name: value.detach() for name, value in terms.items()}
+        report["kept"] = tokens.keep.detach().mean()
+        if tokens.codes is not None:
+            report["usage"], report["perplexity"] = code_usage(tokens.codes, self.tokenizer.quantizer.num_codes)
+            report |= self.tokenizer.quantizer.report()
+        return Loss(sum(terms.values()), len(features), report)
+
+    def begin(self, trainer: Trainer) -> None:
+        """Let the codebook begin with the rows that there are, of enough training pictures, cut among the processes."""
+        quantizer = self.tokenizer.quantizer
+        if quantizer is None or quantizer.started:
+            return
+        examples, size, rows = trainer.datamodule.filled("train"), trainer.datamodule.batch_size, 0
+        share, found = math.ceil(START * quantizer.num_codes / trainer.world_size), []
+        with evaluating(self), torch.no_grad(), trainer.precision_plugin.forward_context():
+            for start in range(trainer.global_rank * size, len(examples), trainer.world_size * size):
+                part = [examples[index] for index in range(start, min(start + size, len(examples)))]
+                batch = self.backbone.encoder.batch(part, self.requires).to(self.backbone.device)
+                found.append(self.tokenizer(self.backbone.patch_features(batch.conversation)).projected)
+                rows += len(found[-1])
+                if rows >= share:
+                    break
+        quantizer.start(torch.cat(found))
+
+    def after_step(self) -> None:
+        self.step += 1
+        if self.tokenizer.quantizer is not None:
+            self.tokenizer.quantizer.update()
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self.backbone.model.eval()  # its features are what is to come back
+        if self.is_decided:
+            self.tokenizer.selection.eval()
+        return self
+
+    def _noise(self, ids: Sequence[str], num_images: Sequence[int], features: Tensor) -> Tensor:
+        """Gumbel noise (P, N, 2), the same for an example at a step, whatever batch or process it is in."""
+        step, shape = int(self.step), (features.shape[1], 2)
+        generators = [torch.Generator().manual_seed(seed_of(step, id)) for id in ids]
+        drawn = [
+            torch.empty(count, *shape).exponential_(generator=generator)
+            for count, generator in zip(num_images, generators, strict=True)
+        ]
+        return -torch.cat(drawn).log().to(upcast(features))
+
+
+def _by_picture(values: Tensor, counts: Tensor) -> Tensor:
+    """The mean over pictures of the mean over each one's rows."""
+    picture = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+    return (values / counts[picture]).sum() / max(len(counts), 1)
