@@ -13,7 +13,7 @@ from transformers import CLIPConfig
 
 from alignlab.backbones import Backbone, DualEncoder
 from alignlab.backbones.tiny import write_tiny_dual
-from alignlab.batch import Example
+from alignlab.batch import Example, Turn
 from alignlab.data import Scenes
 from alignlab.errors import InputError
 from alignlab.evaluation import ImageGeneration, Reconstruction
@@ -169,6 +169,14 @@ class TestImageGeneration:
         assert found.items[1]["picture"].size == (2 * 96 + GAP, 96) and found.items[2]["picture"] is None
         assert found.scores["exact"] == np.mean([item["score"] for item in found.items])
         assert all(isinstance(item["output"], str) for item in found.items)
+
+    def test_captions_are_said_in_the_form_of_targets(self, drawing, data):
+        found = ImageGeneration(num_examples=3, seed=7)(drawing, data)
+        examples = data.examples("test")[:3]
+        assert all(example.target[0] == example.captions[0] and len(example.target) == 2 for example in examples)
+        prompts = drawing.encoder.prompts([(Turn("user", example.target),) for example in examples])
+        for item, pixels in zip(found.items, drawing.draw(prompts, seed=7).pixels, strict=True):
+            assert (np.asarray(item["picture"])[:, -96:] == np.asarray(beside(picture_of(pixels)))).all()
 
     def test_the_samples_are_those_of_the_seed(self, drawing, data):
         torch.manual_seed(0)
