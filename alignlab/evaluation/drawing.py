@@ -12,6 +12,8 @@ from alignlab.evaluation.panels import beside, picture_of
 class ImageGeneration(Evaluator):
     """How much of a caption, ``captions[0]``, a picture shows that the backbone draws from it.
 
+    The caption is said in the form of the example's ``target``, with its instruction if it has one, as in training.
+
     The data judge the pictures (``data.drawn``): the lab reads the objects in them, and says how many pictures have
     the caption's objects and no others, ``exact``, what share of the words for shape, colour and size they have,
     whether as many objects, and which share of the relations holds. ``tokens`` is the mean number of codes of a
@@ -84,7 +86,8 @@ class ImageGeneration(Evaluator):
     ) -> Evaluation:
         pictures, tokens = [], []
         for number, part in enumerate(self.batches(examples, on_batch)):
-            prompts = backbone.encoder.prompts([(Turn("user", (example.captions[0],)),) for example in part])
+            said = [example.phrased(example.captions[0]) for example in part]
+            prompts = backbone.encoder.prompts([(Turn("user", content),) for content in said])
             drawing = backbone.draw(
                 prompts.to(backbone.device),
                 guidance=self.guidance,

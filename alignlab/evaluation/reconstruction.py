@@ -43,6 +43,14 @@ class _Found:
     pictures: list[Image.Image] = field(default_factory=list)
     codes: list[Tensor] = field(default_factory=list)
     directions: list[Tensor] = field(default_factory=list)
+    sums: Tensor | int = 0
+    unit_sums: Tensor | int = 0
+
+    def add_features(self, features: Tensor) -> None:
+        """Sum the features (P, N, C), and those divided by their length."""
+        features = features.cpu().double()
+        self.sums = self.sums + features.sum(0)
+        self.unit_sums = self.unit_sums + F.normalize(features, dim=-1).sum(0)
 
     def add(self, name: str, values: Sequence[float]) -> None:
         self.values.setdefault(name, []).extend(values)
@@ -56,7 +64,8 @@ class Reconstruction(Evaluator):
     how many times as many bits the picture has that the vision tower sees, at 24 a pixel. ``objects_correlation`` is
     Spearman's, of tokens with how much the data say there is to see; left out where either is the same everywhere.
 
-    Lossless: ``cosine`` of the decoded patch features with those of the vision tower. With a pixel decoder ``psnr`` in
+    Lossless: ``cosine`` of the decoded patch features with those of the vision tower, beside ``cosine_constant``, that
+    of the mean features over the examples, which a decoder reaches that heeds no code. With a pixel decoder ``psnr`` in
     dB and ``ssim``, means over pictures, and ``read_<name>`` as data that can read pictures judge the decoded ones
     (``data.drawn``); ``read_exact`` is what drawing from captions can reach at best.
 
@@ -117,6 +126,7 @@ class Reconstruction(Evaluator):
         tokenizer, images = backbone.visual_tokenizer, [open_image(example.images[0]) for example in examples]
         tokens = backbone.encoder.contents([(image,) for image in images]).to(backbone.device)
         features, shown = backbone.patch_features(tokens), backbone.pixels(tokens)
+        found.add_features(features)
         size, wanted = shown.shape[-2:], max(self.num_pictures - len(found.pictures), 0)
         if tokenizer is None:
             count = features.shape[1]
@@ -165,7 +175,11 @@ class Reconstruction(Evaluator):
 def _means(found: _Found, data: AlignmentData, examples: Sequence[Example]) -> dict[str, float]:
     tokens = torch.tensor(found.tokens, dtype=torch.float64)
     scores = {"tokens": tokens.mean().item(), "tokens_std": tokens.std(correction=0).item()}
-    scores |= {"cosine": mean(found.cosines)} | {name: mean(values) for name, values in found.values.items()}
+    # The mean of cosines with one vector is linear in the unit vectors.
+    constant = (found.unit_sums / len(tokens) * F.normalize(found.sums, dim=-1)).sum(-1).mean().item()
+    scores |= {"cosine": mean(found.cosines), "cosine_constant": constant} | {
+        name: mean(values) for name, values in found.values.items()
+    }
     known = [data.complexity(example) for example in examples]
     if None not in known and len(set(known)) > 1 and len(set(found.tokens)) > 1:
         correlation = spearman_corrcoef(tokens, torch.tensor(known, dtype=torch.float64))

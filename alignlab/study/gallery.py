@@ -17,6 +17,8 @@ from alignlab.study.results import CellResult, Results
 MOST = 12
 MOST_TOKENS = 160
 WIDEST = 320
+WIDE = 2
+"""Pictures more than this many times as wide as high are not shown small, beside the words."""
 
 
 @dataclass(frozen=True)
@@ -97,26 +99,23 @@ def _card(items: Mapping[str, dict[str, Any]], shown: Mapping[str, CellResult]) 
     embedded = {arm: _embed(file) for arm, file in files.items()}
     if None in embedded.values():
         return None
-    first = next(iter(items.values()))
-    own = {arm: uri for arm, (uri, _) in embedded.items()}
-    picture, width = next(iter(embedded.values()))
-    if len(set(own.values())) > 1:
-        picture = None
-    else:
-        own = {}
-    head = (picture, width, str(first.get("prompt", "")), str(first.get("reference", "")))
+    uris = {arm: uri for arm, (uri, _) in embedded.items()}
+    first, (uri, (width, height)) = next(iter(items.values())), next(iter(embedded.values()))
+    # Several pictures side by side are made, too, and by arms alike where these are alike.
+    made = uris if len(set(uris.values())) > 1 or width > WIDE * height else {}
+    reference = str(first.get("reference", ""))
+    head = (None if made else uri, width, str(first.get("prompt", "")), reference)
     if all(map(is_weighed, items.values())):
         return Card(*head, tuple(map(_weighed, items, items.values())))
     wrote: dict[tuple[str, float, str | None], list[str]] = {}
     for arm, item in items.items():
-        wrote.setdefault((str(item["output"]), item["score"], own.get(arm)), []).append(arm)
-    reference = head[-1]
+        wrote.setdefault((str(item["output"]), item["score"], made.get(arm)), []).append(arm)
     longest = 12 + 2 * len(reference.split())
     answers = []
-    for (output, score, made), same in wrote.items():
+    for (output, score, own), same in wrote.items():
         words = _marked(output, reference)
         rest = max(0, len(words) - longest)
-        answers.append(Answer(tuple(same), words[:longest], rest, score, picture=made))
+        answers.append(Answer(tuple(same), words[:longest], rest, score, picture=own))
     return Card(*head, tuple(answers))
 
 
@@ -136,8 +135,8 @@ def _marked(output: str, reference: str) -> tuple[tuple[str, bool], ...]:
     return tuple((word, index not in right) for index, word in enumerate(words))
 
 
-def _embed(path: Path) -> tuple[str, int] | None:
-    """A picture as a data URI and its width; large ones smaller; None where it cannot be read."""
+def _embed(path: Path) -> tuple[str, tuple[int, int]] | None:
+    """A picture as a data URI and its width and height; large ones smaller; None where it cannot be read."""
     try:
         with Image.open(path) as image:
             picture = image.convert("RGB")
@@ -151,4 +150,4 @@ def _embed(path: Path) -> tuple[str, int] | None:
     else:
         picture.save(buffer, "PNG", optimize=True)
         kind = "png"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", picture.width
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", picture.size

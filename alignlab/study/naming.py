@@ -9,12 +9,15 @@ LOWER_IS_BETTER = ("perplexity", "nats", "error", "distance", "unparsed", "kl", 
 """Last words of the names of metrics of which less is better."""
 
 SPREAD = ("reconstruction/perplexity",)
-"""Metrics of which more is better for all that: in how many codes a picture may be told."""
+"""Metrics of which more is better for all that: how many codes are in use, in effect."""
 
 HALLUCINATED = ("chair/sentence", "chair/instance")
 """Metrics of which less is better, too."""
 
-LEVELS = ("yes_ratio", "chair/mentions", "chair/length", "perplexity_start", "tokens_std")
+LEVELS = (
+    *("yes_ratio", "chair/mentions", "chair/length", "perplexity_start", "tokens_std", "drawing/tokens"),
+    "cosine_constant",
+)
 """Ends of the names of metrics that say what was answered, not how well."""
 
 

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 from alignlab.study.calibration import ERRORS, HIGHEST, LOWEST, calibrate, effect, share, tenths
 from alignlab.study.comparison import MINUS, bounds, compare, signed
-from alignlab.study.naming import HALLUCINATED, LOWER_IS_BETTER, Blind
+from alignlab.study.naming import HALLUCINATED, LOWER_IS_BETTER, SPREAD, Blind
 from alignlab.study.results import Results
 from alignlab.study.statistics import mean_interval
 
@@ -54,7 +54,7 @@ def _oracle(results: Results) -> Sheet:
         note="Whether a metric shows what the oracle knows, over the starts and seeds that both arms have. Accepted "
         f"where the oracle is better by at least {ERRORS} standard errors and the mean of {baseline} is between "
         f"{LOWEST:.2f} and {HIGHEST:.2f}. Less is better of {', '.join(LOWER_IS_BETTER + HALLUCINATED)}; more of all "
-        "else.",
+        f"else, also of {', '.join(SPREAD)}.",
         header=(*_items("metric", "verdict"), Item(baseline, arm=baseline), Item(oracle, arm=oracle), *_items(*titles)),
         rows=tuple(_calibration(results, metric) for metric in results.metrics),
     )

@@ -13,7 +13,7 @@ from transformers import CLIPConfig
 
 from alignlab.backbones import Backbone, DualEncoder
 from alignlab.backbones.tiny import write_tiny_dual
-from alignlab.batch import Example
+from alignlab.batch import Example, Turn
 from alignlab.data import Scenes
 from alignlab.errors import InputError
 from alignlab.evaluation import ImageGeneration, Reconstruction
@@ -80,6 +80,8 @@ class TestReconstruction:
         cosines = nn.functional.cosine_similarity(decoded, features, dim=-1).mean(1)
         assert scores["cosine"] == pytest.approx(cosines.mean().item(), abs=1e-5)
         assert [item["score"] for item in found.items[:-1]] == pytest.approx(cosines.tolist(), abs=1e-5)
+        constant = nn.functional.cosine_similarity(features.mean(0, keepdim=True), features, dim=-1)
+        assert scores["cosine_constant"] == pytest.approx(constant.mean().item(), abs=1e-5)
         painted = backbone.visual_tokenizer.pixels(decoded)
         errors = (painted - shown).square().mean((1, 2, 3))
         assert scores["psnr"] == pytest.approx((-10 * errors.log10()).mean().item(), rel=1e-5)
@@ -101,13 +103,14 @@ class TestReconstruction:
         found = Reconstruction(num_examples=12)(tiny_backbone, data)
         bits = 36 * 32 * 32  # patches, width, float32
         expected = {"tokens": 36, "tokens_std": 0, "cosine": 1, "bits": bits, "ratio": 24 * 48 * 48 / bits}
-        assert found.scores == expected
+        constant = found.scores.pop("cosine_constant")
+        assert found.scores == expected and 0 < constant < 1
         assert len(found.items) == 12
 
     def test_a_tokenizer_that_does_not_quantize_has_no_codes(self, tiny_backbone, data):
         backbone = attach(tiny_backbone, quantizer=None, selection=AllPatches, pixels=False)
         found = Reconstruction(num_examples=12)(backbone, data)
-        assert set(found.scores) == {"tokens", "tokens_std", "cosine", "bits", "ratio"}
+        assert set(found.scores) == {"tokens", "tokens_std", "cosine", "cosine_constant", "bits", "ratio"}
         assert found.scores["bits"] == 36 * 4 * 32  # vectors of width 4
         assert found.scores["cosine"] < 1 and found.items[0]["picture"].size == (2 * 96 + GAP, 96)
 
@@ -166,6 +169,14 @@ class TestImageGeneration:
         assert found.items[1]["picture"].size == (2 * 96 + GAP, 96) and found.items[2]["picture"] is None
         assert found.scores["exact"] == np.mean([item["score"] for item in found.items])
         assert all(isinstance(item["output"], str) for item in found.items)
+
+    def test_captions_are_said_in_the_form_of_targets(self, drawing, data):
+        found = ImageGeneration(num_examples=3, seed=7)(drawing, data)
+        examples = data.examples("test")[:3]
+        assert all(example.target[0] == example.captions[0] and len(example.target) == 2 for example in examples)
+        prompts = drawing.encoder.prompts([(Turn("user", example.target),) for example in examples])
+        for item, pixels in zip(found.items, drawing.draw(prompts, seed=7).pixels, strict=True):
+            assert (np.asarray(item["picture"])[:, -96:] == np.asarray(beside(picture_of(pixels)))).all()
 
     def test_the_samples_are_those_of_the_seed(self, drawing, data):
         torch.manual_seed(0)

@@ -276,9 +276,9 @@ def test_weights_of_an_evaluator_that_does_not_bound_them_are_not_coloured(direc
     assert wall.legends == () and wall.cards[0].answers[0].words
 
 
-def write_made(cell: Path, id: str, color: str, output: str, score: float) -> None:
+def write_made(cell: Path, id: str, color: str, output: str, score: float, width: int = 96) -> None:
     """A picture that an arm has made."""
-    Image.new("RGB", (200, 96), color).save(cell / "pictures" / f"made-{id}.png")
+    Image.new("RGB", (width, 96), color).save(cell / "pictures" / f"made-{id}.png")
     item = {"id": id, "score": score, "prompt": "", "output": output, "reference": ""}
     with open(cell / "items" / "reconstruction.jsonl", "a") as file:
         file.write(json.dumps({**item, "picture": f"pictures/made-{id}.png"}) + "\n")
@@ -289,14 +289,14 @@ def test_pictures_that_arms_made_stand_each_with_its_arm(directory):
     for id in ("x", "y"):
         write_made(baseline, id, "red", "12 of 36 patches", 0.5)
         write_made(own, id, "blue" if id == "x" else "red", "12 of 36 patches", 0.5)
-    write_made(own, "codebook", "green", "3 of 4 codes", 0.75)
+    write_made(own, "codebook", "green", "3 of 4 codes", 0.75, width=200)
     (wall,) = gallery.walls(Results.read(directory))
     made, same, book = wall.cards  # of all arms first
     assert made.picture is None and [answer.arms for answer in made.answers] == [("MLE",), ("own",)]
     assert made.answers[0].picture != made.answers[1].picture
     assert not any(odd for _, odd in made.answers[0].words)  # there is no reference
     assert same.picture == made.answers[0].picture and [answer.arms for answer in same.answers] == [("MLE", "own")]
-    assert [answer.arms for answer in book.answers] == [("own",)]
+    assert book.picture is None and [answer.arms for answer in book.answers] == [("own",)]  # a wide picture
     page = html(Results.read(directory))
     assert "What the arms make: reconstruction" in page and 'alt="made by own"' in page
     assert page.count("<img") == 4 and "not the reference" not in page and "<dt>question</dt>" not in page

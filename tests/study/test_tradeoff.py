@@ -156,5 +156,7 @@ def test_sizes_are_drawn_by_their_ratios_and_less_is_better():
     others = ("reconstruction/cosine", "reconstruction/psnr", "reconstruction/usage", "reconstruction/perplexity")
     assert not any(map(is_size, others)) and not any(map(lower_is_better, others))
     assert lower_is_better("reconstruction/quantization_error") and lower_is_better("text/perplexity")
-    assert is_chance("reconstruction/tokens_std") and not is_chance("reconstruction/perplexity")
+    assert is_chance("reconstruction/tokens_std") and is_chance("drawing/tokens")
+    assert is_chance("reconstruction/cosine_constant")
+    assert not is_chance("reconstruction/tokens") and not is_chance("reconstruction/perplexity")
     assert not is_size("own/tokens_std")
