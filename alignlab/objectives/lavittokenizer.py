@@ -28,11 +28,11 @@ class LaVITTokenizer(Objective):
         mean over patches of (1 - cos(F', F))  +  keep_weight * mean over pictures of (keep_ratio - kept / N)^2
         + the quantizer's own loss, a mean over each picture's tokens  +  pixel_weight * squared error of the pixels
 
-    First stage of LaVIT, Jin et al. 2023, https://arxiv.org/abs/2309.04669, equations 3 and 4. Its training code was never
-    released, and its authors' two answers on the order of training differ: "the token predictor first, without
-    quantization, then the rest" (jy0205/LaVIT, issue 10), and "selector and merger without quantization, then everything
-    with it" (issue 29). Here the first phase is a stage with ``quantizer: null``, in which selector, merger and decoder
-    train; the second continues its tokenizer with a quantizer, and ``freeze_selector`` says which of the two it is.
+    First stage of LaVIT, Jin et al. 2023, https://arxiv.org/abs/2309.04669, equations 3 and 4. Its training code was
+    never released, and its authors' two answers on the order of training differ: first the token predictor alone,
+    without quantization, then the rest (jy0205/LaVIT, issue 10), or first selector and merger without quantization, then
+    everything with it (issue 29). Here the first phase is a stage with ``quantizer: null``, in which selector, merger
+    and decoder train; the second continues its tokenizer with a quantizer; ``freeze_selector`` tells the answers apart.
     The pixels are decoded from F' without gradient to it, so they decide nothing of the tokens.
 
     Everything else of the backbone is frozen. The Gumbel noise of a picture is drawn by its example and the step; a
@@ -148,6 +148,8 @@ class LaVITTokenizer(Objective):
         if quantizer is None or quantizer.started:
             return
         examples, size, rows = trainer.datamodule.filled("train"), trainer.datamodule.batch_size, 0
+        if not examples:
+            return
         share = math.ceil(START * quantizer.num_codes / trainer.world_size)
         found = [torch.zeros(0, quantizer.dim, device=self.backbone.device)]
         with evaluating(self), torch.no_grad(), trainer.precision_plugin.forward_context():
