@@ -1,6 +1,5 @@
 """LaVITTokenizer: a picture becomes as few visual tokens as give the vision tower's features back, and then codes."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Literal, Self
 
@@ -21,6 +20,9 @@ from alignlab.objectives.base import Loss, Objective
 START = 10
 """Rows for each code that the codebook begins with."""
 
+CALIBRATION = 30_000
+"""Patches by which a selection is calibrated."""
+
 
 class LaVITTokenizer(Objective):
     """Minimise how far the features that a visual tokenizer gives back are from those of the frozen vision tower.
@@ -30,9 +32,10 @@ class LaVITTokenizer(Objective):
 
     First stage of LaVIT, Jin et al. 2023, https://arxiv.org/abs/2309.04669, equations 3 and 4. Its training code was
     never released, and its authors' two answers on the order of training differ: first the token predictor alone,
-    without quantization, then the rest (jy0205/LaVIT, issue 10), or first selector and merger without quantization, then
-    everything with it (issue 29). Here the first phase is a stage with ``quantizer: null``, in which selector, merger
-    and decoder train; the second continues its tokenizer with a quantizer; ``freeze_selector`` tells the answers apart.
+    without quantization, then the rest (jy0205/LaVIT, issue 10), or first selector and merger without quantization,
+    then everything with it (issue 29). Here the first phase is a stage with ``quantizer: null``, in which selector,
+    merger and decoder train; the second continues its tokenizer with a quantizer; ``freeze_selector`` tells the answers
+    apart.
     The pixels are decoded from F' without gradient to it, so they decide nothing of the tokens.
 
     Everything else of the backbone is frozen. The Gumbel noise of a picture is drawn by its example and the step; a
@@ -45,6 +48,10 @@ class LaVITTokenizer(Objective):
         keep_ratio: The share of patches to keep.
         keep_weight: Of the keep ratio's loss.
         keep_reduction: ``per_image`` draws each picture to the ratio, ``batch_mean`` the mean of the batch.
+        keep_warmup: Steps over which the ratio falls from 1 to ``keep_ratio``, evenly, in the first phase; 0 as in the
+            paper. With a selection that begins in favour of keeping, the decoder learns before patches are missing.
+        calibrated: Before the second phase with a frozen selector, let the share that evaluation keeps be
+            ``keep_ratio`` (``LearnedSelection.calibrate``).
         depth: Blocks of the merger, and of the decoder.
         num_heads: Of their attention.
         mlp_ratio: Width of their hidden layers, in multiples of the features'.
@@ -68,6 +75,8 @@ class LaVITTokenizer(Objective):
         keep_ratio: float = 1 / 3,
         keep_weight: float = 2.0,
         keep_reduction: Literal["per_image", "batch_mean"] = "per_image",
+        keep_warmup: int = 0,
+        calibrated: bool = False,
         depth: int = 12,
         num_heads: int = 16,
         mlp_ratio: float = 4.3637,
@@ -80,7 +89,7 @@ class LaVITTokenizer(Objective):
             raise InputError(f"LaVITTokenizer needs 0 < keep_ratio <= 1 and weights of at least 0, got {given}")
         super().__init__(backbone)
         self.keep_ratio, self.keep_weight, self.keep_reduction = keep_ratio, keep_weight, keep_reduction
-        self.pixel_weight = pixel_weight
+        self.keep_warmup, self.calibrated, self.pixel_weight = keep_warmup, calibrated, pixel_weight
         backbone.requires_grad_(False)
         form = {
             "depth": depth, "num_heads": num_heads, "mlp_ratio": mlp_ratio, "code_dim": code_dim,
@@ -128,7 +137,7 @@ class LaVITTokenizer(Objective):
         terms = {
             "reconstruction_loss": cosine_reconstruction_loss(decoded, features),
             "keep_loss": keep_ratio_loss(
-                tokens.keep, ratio=self.keep_ratio, weight=self.keep_weight, reduction=self.keep_reduction
+                tokens.keep, ratio=self._ratio(), weight=self.keep_weight, reduction=self.keep_reduction
             ),
             "quantizer_loss": _by_picture(tokens.losses, tokens.counts),
         }
@@ -143,24 +152,36 @@ class LaVITTokenizer(Objective):
         return Loss(sum(terms.values()), len(features), report)
 
     def begin(self, trainer: Trainer) -> None:
-        """Let the codebook begin with the rows that there are, of enough training pictures, cut among the processes."""
-        quantizer = self.tokenizer.quantizer
-        if quantizer is None or quantizer.started:
+        """Find the selection's threshold and let the codebook begin with the rows that there are, each once."""
+        tokenizer, quantizer = self.tokenizer, self.tokenizer.quantizer
+        if int(self.step) or not len(trainer.datamodule.filled("train")):
             return
-        examples, size, rows = trainer.datamodule.filled("train"), trainer.datamodule.batch_size, 0
-        if not examples:
-            return
-        share = math.ceil(START * quantizer.num_codes / trainer.world_size)
-        found = [torch.zeros(0, quantizer.dim, device=self.backbone.device)]
         with evaluating(self), torch.no_grad(), trainer.precision_plugin.forward_context():
-            for start in range(trainer.global_rank * size, len(examples), trainer.world_size * size):
-                part = [examples[index] for index in range(start, min(start + size, len(examples)))]
-                batch = self.backbone.encoder.batch(part, self.requires).to(self.backbone.device)
-                found.append(self.tokenizer(self.backbone.patch_features(batch.conversation)).projected)
-                rows += len(found[-1])
-                if rows >= share:
-                    break
-        quantizer.start(torch.cat(found))
+            if self.is_decided and self.calibrated and isinstance(tokenizer.selection, LearnedSelection):
+                found = self._some(trainer, tokenizer.selection.log_probs, CALIBRATION)
+                tokenizer.selection.calibrate(found.view(-1, tokenizer.num_patches, 2), self.keep_ratio)
+            if quantizer is not None and not quantizer.started:
+                count = START * quantizer.num_codes
+                quantizer.start(self._some(trainer, lambda features: tokenizer(features).projected, count))
+
+    def _some(self, trainer: Trainer, look: Callable[[Tensor], Tensor], count: int) -> Tensor:
+        """At least so many rows of what ``look`` finds in training pictures, in this process its share of them."""
+        examples, size = trainer.datamodule.filled("train"), trainer.datamodule.batch_size
+        found = [torch.zeros(0, device=self.backbone.device)]
+        for start in range(trainer.global_rank * size, len(examples), trainer.world_size * size):
+            part = [examples[index] for index in range(start, min(start + size, len(examples)))]
+            chat = self.backbone.encoder.batch(part, self.requires).to(self.backbone.device).conversation
+            if chat.num_images.any():
+                found.append(look(self.backbone.patch_features(chat)).flatten(0, -2))
+            if sum(map(len, found)) * trainer.world_size >= count:
+                break
+        return torch.cat(found)
+
+    def _ratio(self) -> float:
+        """The share of patches to keep by now."""
+        if self.is_decided or not self.training or not self.keep_warmup:
+            return self.keep_ratio
+        return self.keep_ratio + (1 - self.keep_ratio) * max(0.0, 1 - int(self.step) / self.keep_warmup)
 
     def after_step(self) -> None:
         self.step += 1

@@ -88,7 +88,10 @@ def mlp(dim: int, ratio: float) -> nn.Sequential:
 
 
 def start_weights(module: nn.Module) -> None:
-    """Draw a linear map's weights anew, normal of deviation 0.02 cut at 2, and set its bias to 0."""
+    """Draw a linear map's weights anew, normal of deviation 0.75 / sqrt(its inputs), and set its bias to 0.
+
+    At the released width of 1408 that is the released deviation of 0.02, with which small widths hardly begin to learn.
+    """
     if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.normal_(module.weight, std=0.75 * module.in_features**-0.5)
         nn.init.zeros_(module.bias)

@@ -32,8 +32,9 @@ class FeatureDecoder(nn.Module):
         W2 tanh(W1 norm(x))
 
     Jin et al. 2023, https://arxiv.org/abs/2309.04669, section 3.1, with details as in the released code: rows are told
-    apart by their rank among the kept ones, not by their place in the picture, and nothing is causal. Queries and
-    positions start at 0.
+    apart by their rank among the kept ones, not by their place in the picture, and nothing is causal. Positions start
+    at 0; queries too in the released code, but here they start random and ``read`` brings rows of length 1 to their
+    size, so that queries can tell rows apart from the beginning.
 
     Args:
         dim: Width C of the features.
@@ -55,6 +56,8 @@ class FeatureDecoder(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Sequential(nn.Linear(dim, dim), nn.Tanh(), nn.Linear(dim, dim))
         self.apply(start_weights)
+        nn.init.normal_(self.read.weight)
+        nn.init.normal_(self.queries)
 
     def forward(self, vectors: Tensor, counts: Tensor) -> Tensor:
         """Decode.

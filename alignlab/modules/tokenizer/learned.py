@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from alignlab.errors import InputError
-from alignlab.functional import stop_gradient, straight_through, upcast
+from alignlab.functional import gather, stop_gradient, straight_through, upcast
 from alignlab.modules.tokenizer.attention import start_weights
 from alignlab.modules.tokenizer.selection import Kept, Selection, check_ratio, top
 
@@ -29,13 +29,20 @@ class LearnedSelection(Selection):
 
     Args:
         dim: Width C of the patch features, a multiple of 4.
-        decision: How evaluation decides. threshold: what is more probably kept than not; topk: the most probable share
-            ``ratio`` of each picture, the first of equal ones; sample: as training does.
+        decision: How evaluation decides. threshold: what is kept more probably than ``threshold`` says, 0.5 unless it
+            has been calibrated; topk: the most probable share ``ratio`` of each picture, the first of equal ones;
+            sample: as training does.
         ratio: Share that ``topk`` keeps, in (0, 1].
         tau: Temperature of the relaxation.
+        bias: By how much a new selection's logit is in favour of keeping; 0 as released.
     """
 
-    def __init__(self, dim: int, *, decision: Decision = "threshold", ratio: float = 1 / 3, tau: float = 1.0) -> None:
+    threshold: Tensor
+    """Scalar, the probability above which ``decision="threshold"`` keeps a patch."""
+
+    def __init__(
+        self, dim: int, *, decision: Decision = "threshold", ratio: float = 1 / 3, tau: float = 1.0, bias: float = 0.0
+    ) -> None:
         super().__init__()
         if decision not in get_args(Decision):
             raise InputError(f"LearnedSelection.decision is one of {', '.join(get_args(Decision))}, not {decision!r}")
@@ -45,11 +52,14 @@ class LearnedSelection(Selection):
             raise InputError(f"LearnedSelection.tau must be above 0, got {tau}")
         check_ratio("LearnedSelection", ratio)
         self.dim, self.decision, self.ratio, self.tau = dim, decision, ratio, tau
-        self.settings = {"decision": decision, "ratio": ratio, "tau": tau}
+        self.settings = {"decision": decision, "ratio": ratio, "tau": tau, "bias": bias}
+        self.register_buffer("threshold", torch.tensor(0.5))
         self.norm = nn.LayerNorm(dim)
         widths = (dim, dim, dim // 2, dim // 4, 2)
         self.linears = nn.ModuleList(nn.Linear(*pair) for pair in zip(widths, widths[1:], strict=False))
         self.apply(start_weights)
+        with torch.no_grad():
+            self.linears[-1].bias[0] = bias
 
     def forward(self, features: Tensor, noise: Tensor | None = None) -> Kept:
         return self._sample(features, noise) if self.training else self.decide(features, noise)
@@ -58,9 +68,24 @@ class LearnedSelection(Selection):
         if self.decision == "sample":
             return self._sample(features, noise)
         log_probs = self.log_probs(features)
-        keep, drop = log_probs.unbind(-1)
-        mask = top(keep, self.ratio) if self.decision == "topk" else (keep > drop).to(keep.dtype)
+        keep = log_probs[..., 0]
+        mask = top(keep, self.ratio) if self.decision == "topk" else (keep > self.threshold.log()).to(keep.dtype)
         return Kept(stop_gradient(_at_least_one(mask, keep)), log_probs)
+
+    @torch.no_grad()
+    def calibrate(self, log_probs: Tensor, ratio: float) -> None:
+        """Let evaluation keep a share of all patches by what the selection says of some: as many as it is to keep.
+
+        A selection that is not yet sure of anything says less than 0.5 of nearly all. Then the threshold that keeps
+        the share on average still keeps more of a picture where there is more to keep.
+
+        Args:
+            log_probs: (P, N, 2) of pictures of this process; those of all processes count, and each has to call it.
+            ratio: The share, in (0, 1).
+        """
+        keep = gather(log_probs[..., 0].exp())[0].flatten()
+        place = min(round((1 - ratio) * len(keep)), len(keep) - 1)
+        self.threshold.copy_(keep.sort().values[place])
 
     def log_probs(self, features: Tensor) -> Tensor:
         """(P, N, 2) of keeping and of dropping, in nats, float32 or wider."""
