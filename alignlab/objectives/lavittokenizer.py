@@ -57,6 +57,7 @@ class LaVITTokenizer(Objective):
         mlp_ratio: Width of their hidden layers, in multiples of the features'.
         code_dim: Width of a code.
         exact_masking: Attention is blind to what it must not see; False: as released, where some of it leaks.
+        positions: The merger is told a patch's place, which the features of a small vision tower hardly say.
         pixel_weight: Of the pixels' squared error; 0: no decoder of pixels.
 
     Raises:
@@ -82,6 +83,7 @@ class LaVITTokenizer(Objective):
         mlp_ratio: float = 4.3637,
         code_dim: int = 32,
         exact_masking: bool = True,
+        positions: bool = False,
         pixel_weight: float = 1.0,
     ) -> None:
         if not 0 < keep_ratio <= 1 or keep_weight < 0 or pixel_weight < 0:
@@ -93,7 +95,7 @@ class LaVITTokenizer(Objective):
         backbone.requires_grad_(False)
         form = {
             "depth": depth, "num_heads": num_heads, "mlp_ratio": mlp_ratio, "code_dim": code_dim,
-            "exact_masking": exact_masking,
+            "exact_masking": exact_masking, "positions": positions,
         }  # fmt: skip
         tokenizer, continued = backbone.visual_tokenizer, backbone.visual_tokenizer is not None
         if tokenizer is None:

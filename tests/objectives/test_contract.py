@@ -45,7 +45,12 @@ MAKERS = {
     "SigLIP": SigLIP,
     "LLM2CLIP": LLM2CLIP,
     "LaVITTokenizer": partial(
-        LaVITTokenizer, quantizer=partial(VectorQuantizer, num_codes=16), depth=1, num_heads=4, mlp_ratio=1.5, code_dim=4
+        LaVITTokenizer,
+        quantizer=partial(VectorQuantizer, num_codes=16),
+        depth=1,
+        num_heads=4,
+        mlp_ratio=1.5,
+        code_dim=4,
     ),
     "LaVIT": LaVIT,
     "Mixture": partial(Mixture, parts={"likelihood": MLE, "contrast": InfoNCE}),

@@ -44,11 +44,23 @@ class Merger(nn.Module):
         num_heads: Heads of each attention.
         mlp_ratio: Width inside the MLP over C, cut to a whole number.
         exact_masking: See above.
+        num_positions: N, where features are first given a learned vector each by their place in the picture; None: as
+            in the paper they say it themselves, as far as the vision tower lets them.
     """
 
-    def __init__(self, dim: int, *, depth: int, num_heads: int, mlp_ratio: float, exact_masking: bool = True) -> None:
+    def __init__(
+        self,
+        dim: int,
+        *,
+        depth: int,
+        num_heads: int,
+        mlp_ratio: float,
+        exact_masking: bool = True,
+        num_positions: int | None = None,
+    ) -> None:
         super().__init__()
         self.exact_masking = exact_masking
+        self.positions = None if num_positions is None else nn.Parameter(torch.randn(num_positions, dim))
         self.source_norm = nn.LayerNorm(dim)
         self.blocks = nn.ModuleList(MergerBlock(dim, num_heads, mlp_ratio) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
@@ -70,10 +82,11 @@ class Merger(nn.Module):
         exact, hidden = self.exact_masking, 1 - mask[:, None, None]
         some = (hidden > 0.5).any(-1).to(features.dtype) if exact else 1.0  # (P, 1, 1)
         kept, dropped = weighing(earlier(mask), exact=exact), weighing(hidden, exact=exact)
+        features = self._placed(features)
         return self._blocks(features, self.source_norm(features), kept, dropped, some)
 
     def _gathered(self, features: Tensor, keep: Tensor) -> Tensor:
-        counts = keep.sum(1)
+        counts, features = keep.sum(1), self._placed(features)
         x, present = padded(features[keep], counts)
         normed = self.source_norm(features)
         source, visible = padded(normed[~keep], keep.shape[1] - counts)
@@ -83,6 +96,9 @@ class Merger(nn.Module):
         dropped = attending((visible[:, None] | ~some)[:, None])
         # Padding comes behind a picture's rows, so none of them reads it.
         return self._blocks(x, source, attending(causal=True), dropped, some.to(features.dtype))[present]
+
+    def _placed(self, features: Tensor) -> Tensor:
+        return features if self.positions is None else features + self.positions.to(features.dtype)
 
     def _blocks(self, x: Tensor, source: Tensor, kept: Attend, dropped: Attend, some: Tensor | float) -> Tensor:
         for block in self.blocks:

@@ -3,7 +3,9 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from alignlab.errors import InputError
 from alignlab.functional import upcast
@@ -42,13 +44,11 @@ class PatchPixels(PixelDecoder):
             )
         self.dim, self.grid, self.patch_size = dim, tuple(grid), patch_size
         self.settings = {"grid": list(grid), "patch_size": patch_size, "hidden": hidden}
+        # A convolution as a linear map of what lies around: several times faster on a CPU.
         self.paint = nn.Sequential(
-            nn.Conv2d(dim, hidden, 3, padding=1),
-            nn.GELU(),
-            nn.Conv2d(hidden, hidden, 1),
-            nn.GELU(),
-            nn.Conv2d(hidden, 3 * patch_size**2, 1),
-        )
+            nn.Linear(9 * dim, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(),
+            nn.Linear(hidden, 3 * patch_size**2),
+        )  # fmt: skip
 
     def forward(self, features: Tensor) -> Tensor:
         down, across = self.grid
@@ -57,8 +57,9 @@ class PatchPixels(PixelDecoder):
                 f"PatchPixels paints {down} x {across} patches of width {self.dim}, got features of "
                 f"{features.shape[1]} patches of width {features.shape[2]}"
             )
-        features = features.to(self.paint[0].weight.dtype)
-        painted = upcast(self.paint(features.mT.unflatten(-1, self.grid))).sigmoid()  # (P, 3 p p, down, across)
-        # By hand, as the gradient of torch's pixel_shuffle fails where there are no pictures.
-        painted = painted.unflatten(1, (3, self.patch_size, self.patch_size)).permute(0, 1, 4, 2, 5, 3)
+        features = features.to(self.paint[0].weight.dtype).unflatten(1, self.grid)
+        padded = F.pad(features, (0, 0, 1, 1, 1, 1))  # by nothing, around the picture
+        around = [padded[:, y : y + down, x : x + across] for y in range(3) for x in range(3)]
+        painted = upcast(self.paint(torch.cat(around, -1))).sigmoid()  # (P, down, across, 3 p p)
+        painted = painted.unflatten(-1, (3, self.patch_size, self.patch_size)).permute(0, 3, 1, 4, 2, 5)
         return painted.flatten(4).flatten(2, 3)

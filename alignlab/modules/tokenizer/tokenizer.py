@@ -42,6 +42,7 @@ class VisualTokenizer(nn.Module):
         mlp_ratio: Width inside their MLPs over C, cut to a whole number.
         code_dim: Width d of what is quantized.
         exact_masking: Of the merger.
+        positions: The merger tells patches by a learned vector for their place.
     """
 
     discrete: bool = False
@@ -59,6 +60,7 @@ class VisualTokenizer(nn.Module):
         mlp_ratio: float = 4.3637,
         code_dim: int = 32,
         exact_masking: bool = True,
+        positions: bool = False,
     ) -> None:
         super().__init__()
         if min(dim, num_patches, depth, code_dim) < 1:
@@ -68,9 +70,10 @@ class VisualTokenizer(nn.Module):
             )
         sizes = {"depth": depth, "num_heads": num_heads, "mlp_ratio": mlp_ratio}
         self.dim, self.num_patches, self.code_dim = dim, num_patches, code_dim
-        self.settings = {**sizes, "code_dim": code_dim, "exact_masking": exact_masking}
+        self.settings = {**sizes, "code_dim": code_dim, "exact_masking": exact_masking, "positions": positions}
         self.selection = selection(dim)
-        self.merger = Merger(dim, **sizes, exact_masking=exact_masking)
+        places = num_patches if positions else None
+        self.merger = Merger(dim, **sizes, exact_masking=exact_masking, num_positions=places)
         self.input_merger: Merger | None = None
         self.to_codes = nn.Sequential(nn.Linear(dim, dim), nn.Tanh(), nn.Linear(dim, code_dim)).apply(start_weights)
         self.quantizer: Quantizer | None = None
