@@ -10,7 +10,7 @@ from torch import Tensor
 
 from alignlab.backbones import Backbone
 from alignlab.backbones.patches import check_patchwise, patch_grid
-from alignlab.batch import Batch
+from alignlab.batch import Batch, Tokens
 from alignlab.data.identity import seed_of
 from alignlab.errors import InputError
 from alignlab.functional import code_usage, cosine_reconstruction_loss, keep_ratio_loss, stop_gradient, upcast
@@ -118,8 +118,7 @@ class LaVITTokenizer(Objective):
 
     def loss(self, batch: Batch) -> Loss:
         chat = batch.conversation
-        with torch.no_grad():
-            features = self.backbone.patch_features(chat)  # (P, N, C)
+        features = self._features(chat)
         noise = (
             self._noise(batch.ids, chat.num_images.tolist(), features) if self.tokenizer.selection.training else None
         )
@@ -134,9 +133,11 @@ class LaVITTokenizer(Objective):
         }
         if self.pixel_weight:
             drawn = self.tokenizer.pixels(stop_gradient(decoded))
-            terms["pixel_loss"] = self.pixel_weight * (drawn - self.backbone.pixels(chat)).square().mean()
+            shown = self.backbone.pixels(chat) if len(drawn) else drawn
+            errors = (drawn - shown).square().flatten(1).mean(1)  # (P,)
+            terms["pixel_loss"] = self.pixel_weight * errors.sum() / max(len(errors), 1)
         report = {name: value.detach() for name, value in terms.items()}
-        report["kept"] = tokens.keep.detach().mean()
+        report["kept"] = tokens.keep.detach().sum() / max(tokens.keep.numel(), 1)
         if tokens.codes is not None:
             report["usage"], report["perplexity"] = code_usage(tokens.codes, self.tokenizer.quantizer.num_codes)
             report |= self.tokenizer.quantizer.report()
@@ -156,7 +157,7 @@ class LaVITTokenizer(Objective):
             for start in range(trainer.global_rank * size, len(examples), trainer.world_size * size):
                 part = [examples[index] for index in range(start, min(start + size, len(examples)))]
                 batch = self.backbone.encoder.batch(part, self.requires).to(self.backbone.device)
-                found.append(self.tokenizer(self.backbone.patch_features(batch.conversation)).projected)
+                found.append(self.tokenizer(self._features(batch.conversation)).projected)
                 rows += len(found[-1])
                 if rows >= share:
                     break
@@ -173,6 +174,13 @@ class LaVITTokenizer(Objective):
         if self.is_decided:
             self.tokenizer.selection.eval()
         return self
+
+    @torch.no_grad()
+    def _features(self, chat: Tokens) -> Tensor:
+        """The vision tower's features (P, N, C), also of no picture, whose loss is 0 and still has its graph."""
+        if not chat.num_images.any():
+            return torch.zeros(0, self.tokenizer.num_patches, self.tokenizer.dim, device=self.backbone.device)
+        return self.backbone.patch_features(chat)
 
     def _noise(self, ids: Sequence[str], num_images: Sequence[int], features: Tensor) -> Tensor:
         """Gumbel noise (P, N, 2), the same for an example at a step, whatever batch or process it is in."""
