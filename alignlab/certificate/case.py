@@ -88,7 +88,9 @@ class Case:
 def make_case(
     make: Callable[[Backbone], Objective], examples: Sequence[Example], folder: Path, adapter: Adapter, *, dual: bool
 ) -> Case:
-    """Give an objective its tiny model, with a visual tokenizer if it asks for one. Draws from torch's global generator.
+    """Give an objective its tiny model, with a visual tokenizer if it asks for one.
+
+    Draws from torch's global generator.
 
     Args:
         dual: A dual encoder of the tiny model's towers, instead of the model itself.

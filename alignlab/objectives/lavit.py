@@ -24,8 +24,8 @@ class LaVIT(Objective):
     Second stage of LaVIT, Jin et al. 2023, https://arxiv.org/abs/2309.04669, section 3.2, on the tokenizer that
     ``LaVITTokenizer`` trains in an earlier one; the authors released no training code. A picture that is read enters as
     continuous rows, whose merger is a copy that trains along; one that is written is the codes of the tokenizer as it
-    came. The vocabulary grows by them, and by a start and an end. Text tokens of answers are supervised in the first kind
-    of sequence, codes and end in the second. Both are of the same examples: ``target`` has to be the caption.
+    came. The vocabulary grows by them, and by a start and an end. Text tokens of answers are supervised in the first
+    kind of sequence, codes and end in the second. Both are of the same examples: ``target`` has to be the caption.
 
     The embedding and the head train whatever the adapter says, as the new rows are random.
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 import torch
 from lightning.pytorch import Trainer
@@ -18,6 +18,8 @@ from alignlab.modules import LearnedSelection, PatchPixels, Quantizer, Selection
 from alignlab.modules.parted import evaluating
 from alignlab.objectives.base import Loss, Objective
 
+Reduction = Literal["per_image", "batch_mean"]
+
 START = 10
 """Rows for each code that the codebook begins with."""
 
@@ -30,9 +32,10 @@ class LaVITTokenizer(Objective):
 
     First stage of LaVIT, Jin et al. 2023, https://arxiv.org/abs/2309.04669, equations 3 and 4. Its training code was
     never released, and its authors' two answers on the order of training differ: first the token predictor alone,
-    without quantization, then the rest (jy0205/LaVIT, issue 10), or first selector and merger without quantization, then
-    everything with it (issue 29). Here the first phase is a stage with ``quantizer: null``, in which selector, merger
-    and decoder train; the second continues its tokenizer with a quantizer; ``freeze_selector`` tells the answers apart.
+    without quantization, then the rest (jy0205/LaVIT, issue 10), or first selector and merger without quantization,
+    then everything with it (issue 29). Here the first phase is a stage with ``quantizer: null``, in which selector,
+    merger and decoder train; the second continues its tokenizer with a quantizer; ``freeze_selector`` tells the answers
+    apart.
     The pixels are decoded from F' without gradient to it, so they decide nothing of the tokens.
 
     Everything else of the backbone is frozen. The Gumbel noise of a picture is drawn by its example and the step; a
@@ -67,7 +70,7 @@ class LaVITTokenizer(Objective):
         freeze_selector: bool = True,
         keep_ratio: float = 1 / 3,
         keep_weight: float = 2.0,
-        keep_reduction: Literal["per_image", "batch_mean"] = "per_image",
+        keep_reduction: Reduction = "per_image",
         depth: int = 12,
         num_heads: int = 16,
         mlp_ratio: float = 4.3637,
@@ -78,6 +81,10 @@ class LaVITTokenizer(Objective):
         if not 0 < keep_ratio <= 1 or keep_weight < 0 or pixel_weight < 0:
             given = f"{keep_ratio = }, {keep_weight = }, {pixel_weight = }"
             raise InputError(f"LaVITTokenizer needs 0 < keep_ratio <= 1 and weights of at least 0, got {given}")
+        if keep_reduction not in get_args(Reduction):
+            raise InputError(
+                f"LaVITTokenizer.keep_reduction is one of {', '.join(get_args(Reduction))}, not {keep_reduction!r}"
+            )
         super().__init__(backbone)
         self.keep_ratio, self.keep_weight, self.keep_reduction = keep_ratio, keep_weight, keep_reduction
         self.pixel_weight = pixel_weight
@@ -99,7 +106,9 @@ class LaVITTokenizer(Objective):
         if pixel_weight and tokenizer.pixel_decoder is None:
             grid, patch_size = patch_grid(backbone, tokenizer.num_patches)
             tokenizer.pixel_decoder = PatchPixels(tokenizer.dim, grid=grid, patch_size=patch_size)
-        if quantizer is not None and tokenizer.quantizer is None:
+        if tokenizer.quantizer is not None:
+            _check_same(tokenizer.quantizer, None if quantizer is None else quantizer(tokenizer.code_dim))
+        elif quantizer is not None:
             tokenizer.quantize_by(quantizer)
         tokenizer.to(backbone.device, torch.promote_types(backbone.model.dtype, torch.float32)).requires_grad_(True)
         self.is_decided = continued and quantizer is not None and freeze_selector
@@ -191,6 +200,14 @@ class LaVITTokenizer(Objective):
             for count, generator in zip(num_images, generators, strict=True)
         ]
         return -torch.cat(drawn).log().to(upcast(features))
+
+
+def _check_same(quantizer: Quantizer, asked: Quantizer | None) -> None:
+    if asked is None or (type(asked), asked.settings) != (type(quantizer), quantizer.settings):
+        raise InputError(
+            f"LaVITTokenizer continues a tokenizer whose quantizer is {quantizer}, not {asked}; name the same one, or "
+            "begin with a tokenizer that has none"
+        )
 
 
 def _by_picture(values: Tensor, counts: Tensor) -> Tensor:
