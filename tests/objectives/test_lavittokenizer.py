@@ -279,6 +279,24 @@ def test_pictures_that_come_late_start_the_codebook_too(tiny_backbone, examples,
     assert objective.tokenizer.quantizer.started and math.isfinite(objective.logged["train/loss"])
 
 
+@pytest.mark.parametrize("collapsed", [False, True])
+def test_a_collapse_is_seen_in_what_is_logged(tiny_backbone, tmp_path, collapsed):
+    objective = made(tiny_backbone, quantizer=partial(CODES, revive_below=0.0))
+    quantizer = objective.tokenizer.quantizer
+    if collapsed:  # rows lie around one code, and the others on the far side
+        with torch.no_grad():
+            objective.tokenizer.to_codes[-1].bias += 100.0
+        quantizer.codebook.fill_(-0.5)
+        quantizer.codebook[2] *= -1
+        quantizer.started.fill_(True)
+    fitted(objective, tmp_path, steps=3)
+    seen = {name: objective.logged[f"train/{name}"] for name in ("dead", "usage", "perplexity")}
+    if collapsed:
+        assert seen == {"dead": 5, "usage": pytest.approx(1 / 6), "perplexity": pytest.approx(1)}
+    else:
+        assert seen["dead"] == 0 and seen["usage"] == 1 and seen["perplexity"] > 3
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
