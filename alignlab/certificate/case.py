@@ -1,6 +1,7 @@
 """Case: one objective on a tiny model, and what its loss and gradients are."""
 
 import copy
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,6 +119,21 @@ def _move(objective: Objective) -> None:
         if parameter.requires_grad:
             size = torch.where(parameter.data == 0, 0.05, parameter.data)  # zeros, as of new adapters, move as well
             parameter.data += 0.1 * size * torch.randn_like(parameter)
+
+
+def packed(objective: Objective) -> bytes:
+    """An objective to be sent to another process.
+
+    Without the hooks that transformers leaves in a model that has run, which cannot be pickled; where they are missing,
+    they are put back.
+    """
+    sent = copy.deepcopy(objective)
+    for module in sent.modules():
+        for key, hook in list(module._forward_hooks.items()):
+            if hook.__module__ == "transformers.utils.output_capturing":
+                del module._forward_hooks[key]
+        vars(module).pop("_output_capturing_hooks_installed", None)
+    return pickle.dumps(sent)
 
 
 def trace(objective: Objective, batch: Batch) -> Trace:

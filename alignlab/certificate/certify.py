@@ -13,7 +13,7 @@ from alignlab.adapters import Adapter, Full
 from alignlab.backbones import Backbone
 from alignlab.batch import Example
 from alignlab.certificate import alone, training
-from alignlab.certificate.case import Case, make_case
+from alignlab.certificate.case import Case, make_case, packed
 from alignlab.certificate.children import CannotStart, preload, side_by_side
 from alignlab.certificate.findings import Certificate, Finding
 from alignlab.errors import InputError
@@ -86,7 +86,7 @@ def certify(
 
 def _check_sendable(objective: Objective) -> None:
     try:
-        pickle.loads(pickle.dumps(objective))
+        pickle.loads(packed(objective))
     except Exception as error:  # pickle raises whatever a class does
         raise InputError(
             f"{type(objective).__name__} cannot be sent to another process ({error}): define it in a module, not in a "

@@ -83,15 +83,18 @@ class LaVIT(Objective):
         self.train(self.training)
 
     def loss(self, batch: Batch) -> Loss:
-        chat = batch.conversation
+        chat, counts = batch.conversation, batch.conversation.num_images[:0]
+        read, written = chat, None
         seen = self.backbone.features(chat)
-        codes, counts = self.backbone.visual_tokenizer.codes(seen.patches)  # (M,), (P,)
-        read = likelihood(self.backbone, self._read(chat, seen.keep, codes), features=seen)
-        written = likelihood(self.backbone, self._written(batch, codes, counts))
+        if seen is not None:  # there are pictures
+            codes, counts = self.backbone.visual_tokenizer.codes(seen.patches)  # (M,), (P,)
+            read, written = self._read(chat, seen.keep, codes), self._written(batch, codes, counts)
+        read = likelihood(self.backbone, read, features=seen)
+        written = torch.zeros_like(read[0]).expand(3) if written is None else likelihood(self.backbone, written)
         weights = [weight * count for weight, (_, count, _) in zip(self.weights, (read, written), strict=True)]
         total = sum(weights)
         mean = sum(weight * nll for weight, (nll, *_) in zip(self.weights, (read, written), strict=True))
-        report = {"visual_tokens": counts.double().mean()}
+        report = {"visual_tokens": counts.sum() / max(len(counts), 1)}
         for name, (nll, count, right) in (("text", read), ("image", written)):
             report[f"{name}_loss"] = nll.detach() / count.clamp(min=1)
             report[f"{name}_accuracy"] = right / count.clamp(min=1)
@@ -129,8 +132,8 @@ class LaVIT(Objective):
         )
         if not self.captions_supervised:
             return written
-        said = written.attention_mask.bool() & (written.labels == IGNORE)
-        said &= written.input_ids != self.backbone.encoder.visual.start
+        said = (written.attention_mask.cumsum(1) > 1) & written.attention_mask.bool()  # nothing predicts the first one
+        said &= (written.labels == IGNORE) & (written.input_ids != self.backbone.encoder.visual.start)
         return replace(written, labels=torch.where(said, written.input_ids, written.labels))
 
     def _dropped(self, ids: Sequence[str]) -> Tensor:

@@ -1,7 +1,7 @@
 """LaVITTokenizer: a picture becomes as few visual tokens as give the vision tower's features back, and then codes."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 import torch
 from lightning.pytorch import Trainer
@@ -9,13 +9,15 @@ from torch import Tensor
 
 from alignlab.backbones import Backbone
 from alignlab.backbones.patches import check_patchwise, patch_grid
-from alignlab.batch import Batch
+from alignlab.batch import Batch, Tokens
 from alignlab.data.identity import seed_of
 from alignlab.errors import InputError
 from alignlab.functional import code_usage, cosine_reconstruction_loss, keep_ratio_loss, stop_gradient, upcast
 from alignlab.modules import LearnedSelection, PatchPixels, Quantizer, Selection, VisualTokenizer
 from alignlab.modules.parted import evaluating
 from alignlab.objectives.base import Loss, Objective
+
+Reduction = Literal["per_image", "batch_mean"]
 
 START = 10
 """Rows for each code that the codebook begins with."""
@@ -75,7 +77,7 @@ class LaVITTokenizer(Objective):
         freeze_selector: bool = True,
         keep_ratio: float = 1 / 3,
         keep_weight: float = 2.0,
-        keep_reduction: Literal["per_image", "batch_mean"] = "per_image",
+        keep_reduction: Reduction = "per_image",
         keep_warmup: int = 0,
         calibrated: bool = False,
         depth: int = 12,
@@ -89,6 +91,10 @@ class LaVITTokenizer(Objective):
         if not 0 < keep_ratio <= 1 or keep_weight < 0 or pixel_weight < 0:
             given = f"{keep_ratio = }, {keep_weight = }, {pixel_weight = }"
             raise InputError(f"LaVITTokenizer needs 0 < keep_ratio <= 1 and weights of at least 0, got {given}")
+        if keep_reduction not in get_args(Reduction):
+            raise InputError(
+                f"LaVITTokenizer.keep_reduction is one of {', '.join(get_args(Reduction))}, not {keep_reduction!r}"
+            )
         super().__init__(backbone)
         self.keep_ratio, self.keep_weight, self.keep_reduction = keep_ratio, keep_weight, keep_reduction
         self.keep_warmup, self.calibrated, self.pixel_weight = keep_warmup, calibrated, pixel_weight
@@ -110,7 +116,9 @@ class LaVITTokenizer(Objective):
         if pixel_weight and tokenizer.pixel_decoder is None:
             grid, patch_size = patch_grid(backbone, tokenizer.num_patches)
             tokenizer.pixel_decoder = PatchPixels(tokenizer.dim, grid=grid, patch_size=patch_size)
-        if quantizer is not None and tokenizer.quantizer is None:
+        if tokenizer.quantizer is not None:
+            _check_same(tokenizer.quantizer, None if quantizer is None else quantizer(tokenizer.code_dim))
+        elif quantizer is not None:
             tokenizer.quantize_by(quantizer)
         tokenizer.to(backbone.device, torch.promote_types(backbone.model.dtype, torch.float32)).requires_grad_(True)
         self.is_decided = continued and quantizer is not None and freeze_selector
@@ -129,8 +137,7 @@ class LaVITTokenizer(Objective):
 
     def loss(self, batch: Batch) -> Loss:
         chat = batch.conversation
-        with torch.no_grad():
-            features = self.backbone.patch_features(chat)  # (P, N, C)
+        features = self._features(chat)
         noise = (
             self._noise(batch.ids, chat.num_images.tolist(), features) if self.tokenizer.selection.training else None
         )
@@ -145,9 +152,11 @@ class LaVITTokenizer(Objective):
         }
         if self.pixel_weight:
             drawn = self.tokenizer.pixels(stop_gradient(decoded))
-            terms["pixel_loss"] = self.pixel_weight * (drawn - self.backbone.pixels(chat)).square().mean()
+            shown = self.backbone.pixels(chat) if len(drawn) else drawn
+            errors = (drawn - shown).square().flatten(1).mean(1)  # (P,)
+            terms["pixel_loss"] = self.pixel_weight * errors.sum() / max(len(errors), 1)
         report = {name: value.detach() for name, value in terms.items()}
-        report["kept"] = tokens.keep.detach().mean()
+        report["kept"] = tokens.keep.detach().sum() / max(tokens.keep.numel(), 1)
         if tokens.codes is not None:
             report["usage"], report["perplexity"] = code_usage(tokens.codes, self.tokenizer.quantizer.num_codes)
             report |= self.tokenizer.quantizer.report()
@@ -169,12 +178,11 @@ class LaVITTokenizer(Objective):
     def _some(self, trainer: Trainer, look: Callable[[Tensor], Tensor], count: int) -> Tensor:
         """At least so many rows of what ``look`` finds in training pictures, in this process its share of them."""
         examples, size = trainer.datamodule.filled("train"), trainer.datamodule.batch_size
-        found = [torch.zeros(0, device=self.backbone.device)]
+        found = [look(self._no_features()).flatten(0, -2)]  # there may be fewer batches than processes
         for start in range(trainer.global_rank * size, len(examples), trainer.world_size * size):
             part = [examples[index] for index in range(start, min(start + size, len(examples)))]
             chat = self.backbone.encoder.batch(part, self.requires).to(self.backbone.device).conversation
-            if chat.num_images.any():
-                found.append(look(self.backbone.patch_features(chat)).flatten(0, -2))
+            found.append(look(self._features(chat)).flatten(0, -2))
             if sum(map(len, found)) * trainer.world_size >= count:
                 break
         return torch.cat(found)
@@ -197,6 +205,16 @@ class LaVITTokenizer(Objective):
             self.tokenizer.selection.eval()
         return self
 
+    @torch.no_grad()
+    def _features(self, chat: Tokens) -> Tensor:
+        """The vision tower's features (P, N, C), also of no picture, whose loss is 0 and still has its graph."""
+        if not chat.num_images.any():
+            return self._no_features()
+        return self.backbone.patch_features(chat)
+
+    def _no_features(self) -> Tensor:
+        return torch.zeros(0, self.tokenizer.num_patches, self.tokenizer.dim, device=self.backbone.device)
+
     def _noise(self, ids: Sequence[str], num_images: Sequence[int], features: Tensor) -> Tensor:
         """Gumbel noise (P, N, 2), the same for an example at a step, whatever batch or process it is in."""
         step, shape = int(self.step), (features.shape[1], 2)
@@ -206,6 +224,14 @@ class LaVITTokenizer(Objective):
             for count, generator in zip(num_images, generators, strict=True)
         ]
         return -torch.cat(drawn).log().to(upcast(features))
+
+
+def _check_same(quantizer: Quantizer, asked: Quantizer | None) -> None:
+    if asked is None or (type(asked), asked.settings) != (type(quantizer), quantizer.settings):
+        raise InputError(
+            f"LaVITTokenizer continues a tokenizer whose quantizer is {quantizer}, not {asked}; name the same one, or "
+            "begin with a tokenizer that has none"
+        )
 
 
 def _by_picture(values: Tensor, counts: Tensor) -> Tensor:

@@ -215,7 +215,10 @@ class Cached(Reference):
 
     def _of_policy(self) -> str:
         added = tuple(adapter_parameters(self.backbone)) if self.without else ()
-        return weights_fingerprint(self.backbone.model, but=added)
+        weights = weights_fingerprint(self.backbone.model, but=added)
+        tokenizer = self.backbone.visual_tokenizer
+        # Pictures may be read through it, as rows or as codes.
+        return weights if tokenizer is None else f"{weights}-{weights_fingerprint(tokenizer)}"
 
     def prepare(self, data: AlignmentData) -> None:
         self.data = data

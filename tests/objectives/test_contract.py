@@ -177,7 +177,7 @@ def test_its_file_has_a_headline_and_documents_its_arguments(made):
         assert name in ("self", "backbone") or f"\n        {name}: " in cls.__doc__, name
     methods = [n for n in ast.walk(ast.parse(inspect.getsource(module))) if isinstance(n, ast.FunctionDef)]
     assert any(method.name == "loss" for method in methods) or cls is PLoRA  # which is MLE with an adapter
-    assert len(inspect.getsource(module).splitlines()) <= (200 if cls.__name__ in LONG else 120)
+    assert len(inspect.getsource(module).splitlines()) <= (240 if cls.__name__ in LONG else 120)
 
 
 def test_loss_logs_nothing_and_needs_no_trainer(made):

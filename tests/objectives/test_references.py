@@ -19,6 +19,7 @@ from torch import distributed
 from alignlab import InputError
 from alignlab.adapters import Full, PLoRA, adapter_parameters, adapters_off, has_adapters
 from alignlab.backbones import Backbone
+from alignlab.backbones.tiny import give_tokenizer
 from alignlab.certificate.children import run_children
 from alignlab.data import Scenes
 from alignlab.data.logps import AnswerLogps
@@ -250,6 +251,29 @@ def test_cached_logps_of_something_else_are_refused(tiny_path, tmp_path):
     file.write_bytes(b"no file")
     with pytest.raises(InputError, match="cannot be read"):
         fitted(training(tiny_path, tmp_path))
+
+
+def test_a_visual_tokenizer_is_a_part_of_the_start(tiny_path, tmp_path):
+    def begun(change=lambda tokenizer: None):
+        objective = training(tiny_path, tmp_path)
+        torch.manual_seed(2)
+        give_tokenizer(objective.backbone)
+        objective.backbone.visual_tokenizer.split()
+        change(objective.backbone.visual_tokenizer)
+        objective.reference.attach(objective.backbone)
+        return objective.reference.fingerprint()
+
+    def moved_code(tokenizer):
+        tokenizer.quantizer.codebook[0] *= -1
+
+    changes = [
+        lambda tokenizer: next(tokenizer.input_merger.parameters()).data.add_(1e-3),
+        lambda tokenizer: setattr(tokenizer, "discrete", True),
+        lambda tokenizer: tokenizer.selection.settings.update(decision="topk"),
+        moved_code,
+    ]
+    assert begun() == begun()
+    assert len({training(tiny_path, tmp_path).reference.fingerprint(), begun(), *map(begun, changes)}) == 6
 
 
 def moved(objective):

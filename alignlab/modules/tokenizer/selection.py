@@ -43,6 +43,9 @@ class Selection(nn.Module, ABC):
         """
         return self.decide(features, noise)
 
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value}" for name, value in self.settings.items())
+
 
 class RandomSelection(Selection):
     """The placebo: a random share of the patches, the same for the same features, without weights.

@@ -167,6 +167,10 @@ class VisualTokenizer(nn.Module):
         """
         return load_tokenizer(cls, Path(folder))
 
+    def extra_repr(self) -> str:
+        settings = {**self.settings, "discrete": self.discrete}
+        return ", ".join(f"{name}={value}" for name, value in settings.items())
+
     def _checked(self, features: Tensor) -> Tensor:
         if features.dim() != 3 or features.shape[1:] != (self.num_patches, self.dim):
             raise InputError(
