@@ -6,6 +6,7 @@ import broken
 import pytest
 
 from alignlab import certify
+from alignlab.modules import LFQ, VectorQuantizer
 from alignlab.objectives import (
     CAL,
     CLIP,
@@ -13,6 +14,8 @@ from alignlab.objectives import (
     MLE,
     Free,
     InfoNCE,
+    LaVIT,
+    LaVITTokenizer,
     LLM2CLIPText,
     MaskedPatches,
     MeanColor,
@@ -24,6 +27,7 @@ from alignlab.objectives import (
     UniMEDistillation,
 )
 
+TOKENIZER = partial(LaVITTokenizer, depth=1, num_heads=4, mlp_ratio=1.5, code_dim=4)
 SHIPPED = {
     "MLE": MLE,
     "CAL": CAL,
@@ -44,6 +48,13 @@ SHIPPED = {
     "SigLIP": SigLIP,
     "SigLIP, two towers": partial(SigLIP, init_bias=-2.0, max_scale=100.0),
     "LLM2CLIP, two towers": partial(LLM2CLIP, label_smoothing=0.1),
+    "LaVITTokenizer": TOKENIZER,
+    "LaVITTokenizer, quantized": partial(TOKENIZER, quantizer=partial(VectorQuantizer, num_codes=16)),
+    "LaVITTokenizer, LFQ": partial(TOKENIZER, quantizer=partial(LFQ, bits=4)),
+    "LaVIT": LaVIT,
+    "LaVIT, all discrete": partial(
+        LaVIT, discrete_input=True, read_images_supervised=True, captions_supervised=True, drop_text=0.5
+    ),
     "Mixture": partial(Mixture, parts={"likelihood": MLE, "contrast": InfoNCE}, weights={"contrast": 0.5}),
 }
 IN_CHILDREN = ("processes", "resume", "seeds")

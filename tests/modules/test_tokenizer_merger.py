@@ -161,6 +161,15 @@ def test_nothing_dropped_adds_nothing():
         torch.testing.assert_close(way, expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("num_pictures", [0, 2])
+def test_all_weights_have_a_gradient_where_nothing_is_dropped(num_pictures):
+    # Else a process that keeps everything would have none where others do, and DDP would wait for it.
+    made = merger()
+    made(features(num_pictures), torch.ones(num_pictures, 9).double()).square().sum().backward()
+    assert all(each.grad is not None for each in made.parameters())
+    assert not any(each.grad.any() for name, each in made.named_parameters() if "source" in name or "dropped" in name)
+
+
 def test_one_kept_patch_by_hand():
     # One block whose attentions pass values on: x + v(norm x) + mean of v(norm dropped), then the last norm.
     made = Merger(4, depth=1, num_heads=1, mlp_ratio=1.0).double()

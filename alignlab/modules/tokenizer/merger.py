@@ -75,9 +75,10 @@ class Merger(nn.Module):
     def _gathered(self, features: Tensor, keep: Tensor) -> Tensor:
         counts = keep.sum(1)
         x, present = padded(features[keep], counts)
-        source, visible = padded(self.source_norm(features)[~keep], keep.shape[1] - counts)
+        normed = self.source_norm(features)
+        source, visible = padded(normed[~keep], keep.shape[1] - counts)
         if source.shape[1] == 0:  # nothing is dropped of any picture: any one key, which counts for nothing
-            source, visible = x[:, :1], visible.new_zeros(len(x), x[:, :1].shape[1])
+            source, visible = normed[:, :1], visible.new_zeros(len(x), 1)  # but whose weights have a gradient, of 0
         some = visible.any(1)[:, None, None]
         dropped = attending((visible[:, None] | ~some)[:, None])
         # Padding comes behind a picture's rows, so none of them reads it.
