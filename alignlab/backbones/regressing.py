@@ -44,6 +44,23 @@ def feature_sequences(backbone: "Backbone", prompts: Tokens, *, drop: Tensor) ->
     )
 
 
+def follows(tokens: Tokens) -> Tensor:
+    """The real tokens that others stand before, so that a state predicts them, (B, T) bool."""
+    real = tokens.attention_mask.bool()
+    return real & F.pad(real[:, :-1], (1, 0))
+
+
+def visual_tokens(tokens: Tokens, keep: Tensor) -> Tensor:
+    """The placeholders that are visual tokens, (B, T) bool, of those that stay of each picture, (P, N) bool."""
+    return tokens.image_mask.masked_scatter(tokens.image_mask, keep.flatten())
+
+
+def caption_tokens(written: Tokens) -> Tensor:
+    """The tokens of captions that are supervised before pictures, (B, T) bool: all but the first, and the start mark."""
+    shown = F.pad(written.image_mask[:, 1:], (0, 1), value=True)
+    return follows(written) & ~written.image_mask & ~shown
+
+
 @torch.no_grad()
 def draw(backbone: "Backbone", prompts: Tokens) -> Drawing:
     """Draw a picture after each of P prompts padded on the left, one feature after the other; see ``Backbone.draw``."""

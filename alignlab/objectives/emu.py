@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from alignlab.backbones import Backbone
 from alignlab.backbones.dynamic import Reading, chosen, read
 from alignlab.backbones.patches import check_patchwise, patch_grid, state_width
+from alignlab.backbones.regressing import caption_tokens, follows, visual_tokens
 from alignlab.batch import IGNORE, Batch, Tokens
 from alignlab.errors import InputError
 from alignlab.functional import stop_gradient, upcast
@@ -121,11 +122,10 @@ class Emu(Objective):
         words = scored(output.logits, tokens)
         if reading is None:
             return words, self.tokenizer.predict(output.hidden[:0, 0]), output.hidden.new_zeros(0, self.tokenizer.dim)
-        visual = torch.zeros_like(tokens.image_mask).masked_scatter(tokens.image_mask, reading.keep.flatten())
-        has_state = F.pad(tokens.attention_mask[:, :-1].bool(), (1, 0))  # something real stands before it
-        states = output.hidden[:, :-1][(visual & has_state)[:, 1:]]
+        visual = visual_tokens(tokens, reading.keep)
+        wanted = visual & follows(tokens)
         features = stop_gradient(self.tokenizer.tokens(reading.patches)).flatten(0, 1)  # (P n, C)
-        return words, self.tokenizer.predict(states), features[has_state[visual]]
+        return words, self.tokenizer.predict(output.hidden[:, :-1][wanted[:, 1:]]), features[wanted[visual]]
 
     def _written(self, batch: Batch, reading: Reading) -> tuple[Tokens, Reading]:
         """Captions with their pictures behind them, of the samples that have one."""
@@ -135,9 +135,7 @@ class Emu(Objective):
         drop = dropped(batch.ids, self.drop_text if self.training else 0.0, int(self.step)).to(rows.device)[rows]
         written = self.backbone.feature_sequences(batch.target.select(rows), drop=drop)
         if self.captions_supervised:
-            real = written.attention_mask.bool()
-            said = real & F.pad(real[:, :-1], (1, 0)) & ~written.image_mask  # nothing predicts the first token
-            written = replace(written, labels=written.input_ids.masked_fill(~said, IGNORE))
+            written = replace(written, labels=written.input_ids.masked_fill(~caption_tokens(written), IGNORE))
         return written, chosen(reading, first)
 
     def _painting_error(self, chat: Tokens, reading: Reading | None) -> Tensor:
