@@ -56,7 +56,7 @@ def visual_tokens(tokens: Tokens, keep: Tensor) -> Tensor:
 
 
 def caption_tokens(written: Tokens) -> Tensor:
-    """The tokens of captions that are supervised before pictures, (B, T) bool: all but the first, and the start mark."""
+    """The tokens of captions that can be supervised, (B, T) bool: all but the first, and the mark of the start."""
     shown = F.pad(written.image_mask[:, 1:], (0, 1), value=True)
     return follows(written) & ~written.image_mask & ~shown
 
