@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 from torch.nn import functional as F
+from transformers import AutoModelForImageTextToText
 
 import alignlab
 from alignlab import InputError, certify
@@ -314,4 +315,14 @@ def test_a_run_by_config_draws_is_loaded_and_exported(tiny_path, tmp_path):
     export(tmp_path / "run", tmp_path / "out")
     again = Backbone(str(tmp_path / "out")).eval()
     assert torch.equal(again.draw(prompts).pixels, drawing.pixels)
-    assert "visual_tokenizer/" in (tmp_path / "out" / "README.md").read_text()
+    assert "but not its pictures" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_pictures_read_whole_are_read_by_plain_transformers_too(tiny_backbone, tmp_path, examples):
+    Emu(tiny_backbone).backbone.save(tmp_path / "saved")
+    export(tmp_path / "saved", tmp_path / "out")
+    assert "words and pictures" in (tmp_path / "out" / "README.md").read_text()
+    chat = tiny_backbone.encoder.batch(examples[:2], ("conversation",)).conversation
+    plain = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
+    logits = plain(input_ids=chat.input_ids, attention_mask=chat.attention_mask, **chat.vision).logits
+    assert torch.allclose(logits, tiny_backbone.eval()(chat).logits, atol=1e-5)
