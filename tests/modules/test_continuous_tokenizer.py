@@ -64,6 +64,7 @@ def test_a_folder_gives_back_every_bit(tmp_path, pixels):
     made.save(tmp_path)
     again = PictureTokenizer.load(tmp_path)
     assert type(again) is ContinuousTokenizer
+    assert repr(again) == repr(made) != repr(ContinuousTokenizer(5, 36, 7, num_tokens=4))
     assert (again.dim, again.num_patches, again.width, again.num_tokens) == (5, 36, 7, 9)
     states = made.state_dict(), again.state_dict()
     assert states[0].keys() == states[1].keys() and len(states[0]) == (7 if pixels else 1)

@@ -95,6 +95,9 @@ class ContinuousTokenizer(PictureTokenizer):
             tokenizer.pixel_decoder = maker(PixelDecoder, painter)(tokenizer.dim)
         return tokenizer
 
+    def extra_repr(self) -> str:
+        return f"num_patches={self.num_patches}, num_tokens={self.num_tokens}"
+
     def _counts(self, features: Tensor) -> Tensor:
         return torch.full((len(features),), self.num_tokens, device=features.device)
 
