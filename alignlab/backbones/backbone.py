@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from alignlab.adapters import has_adapters
-from alignlab.backbones import blind, drawing, dynamic, patches, vlm
+from alignlab.backbones import blind, drawing, dynamic, patches, regressing, vlm
 from alignlab.backbones.answers import Answers, apart, is_causal, joined, masks_given, one_prompt, takes_masks
 from alignlab.backbones.encoding import Encoder
 from alignlab.backbones.parts import parts_of
@@ -23,7 +23,7 @@ from alignlab.batch import Tokens
 from alignlab.errors import InputError
 from alignlab.functional import supervised, upcast
 from alignlab.modules.parted import PARTS, Attention, Dtype, Part, Parted, evaluating, start_of
-from alignlab.modules.tokenizer import VisualTokenizer
+from alignlab.modules.tokenizer import PictureTokenizer
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Backbone(Parted):
         self.base, before = beneath(path)
         self.changed = before | {*fresh, *(take or ())}
         self.encoder = Encoder.load(path, max_length=max_length)
-        self.visual_tokenizer: VisualTokenizer | None = None
+        self.visual_tokenizer: PictureTokenizer | None = None
         if (tokenizer := read_tokenizer(path, self.model)) is not None:
             self.visual_tokenizer = tokenizer
         self.train()  # transformers loads models in evaluation mode
@@ -130,13 +130,15 @@ class Backbone(Parted):
     def hidden(self, tokens: Tokens, *, features: Any = None) -> Tensor:
         """The decoder's last states (B, T, D), after its final norm, without the LM head.
 
-        Where pictures are read through the visual tokenizer, zero at dropped patches and padding: ``dynamic.whole``.
+        Where pictures are read through the visual tokenizer, or ``features`` is a ``dynamic.Reading``, zero at dropped
+        patches and padding: ``dynamic.whole``.
         """
-        if not (dynamic.reads_kept(self) and tokens.image_mask.any()):
+        if features is None and dynamic.reads_kept(self) and tokens.image_mask.any():
+            features = dynamic.read(self, tokens)
+        if not isinstance(features, dynamic.Reading):
             return self._states(tokens, features)
-        reading = dynamic.read(self, tokens) if features is None else features
-        short, places = dynamic.shortened(tokens, reading, self.encoder.pad_id)
-        return dynamic.whole(self._states(short, None), tokens, reading, places)
+        short, places = dynamic.shortened(tokens, features, self.encoder.pad_id)
+        return dynamic.whole(self._states(short, None), tokens, features, places)
 
     def _states(self, tokens: Tokens, features: Any) -> Tensor:
         # The mask is always passed: without one, transformers reads gapped positions as packed sequences.
@@ -330,6 +332,10 @@ class Backbone(Parted):
         """Prompts with the codes of a picture each behind them, to be trained on; see ``drawing.picture_sequences``."""
         return drawing.picture_sequences(self, prompts, codes, counts, drop=drop)
 
+    def feature_sequences(self, prompts: Tokens, *, drop: Tensor) -> Tokens:
+        """Prompts with a picture's placeholders each behind them; see ``regressing.feature_sequences``."""
+        return regressing.feature_sequences(self, prompts, drop=drop)
+
     def draw(
         self,
         prompts: Tokens,
@@ -346,6 +352,10 @@ class Backbone(Parted):
         Classifier-free guidance as LaVIT has it (Jin et al. 2023, https://arxiv.org/abs/2309.04669, and its code), with
         start alone as the unconditional branch.
 
+        With a ``ContinuousTokenizer`` there are no codes: each token's features are predicted, and go through the
+        projector as the next input, as many as the tokenizer has. There nothing is sampled or guided, and all arguments
+        but the prompts are without effect.
+
         Args:
             prompts: P prompts padded on the left (``encoder.prompts``).
             guidance: w in log p_u + w (log p_c - log p_u); 1: none.
@@ -360,6 +370,8 @@ class Backbone(Parted):
         """
         if self.visual_tokenizer is None:
             raise InputError(f"backbone: {self.path} draws no pictures: it has no visual tokenizer")
+        if not self.visual_tokenizer.writes_codes:
+            return regressing.draw(self, prompts)
         longest = self.visual_tokenizer.num_patches if max_new_tokens is None else max_new_tokens
         sampling = drawing.Sampling(guidance, top_k, temperature, min_new_tokens, longest)
         return drawing.draw(self, prompts, sampling, seed=seed)

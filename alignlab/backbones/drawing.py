@@ -23,12 +23,12 @@ class Drawing:
     """P drawn pictures.
 
     Args:
-        codes: (M,) long, picture by picture.
-        counts: (P,) long, from 1 to N, with sum M.
+        codes: (M,) long, picture by picture; None: it is drawn as features, of which none is a code.
+        counts: (P,) long, tokens of each picture, from 1 to N, with sum M.
         pixels: (P, 3, H, W) in [0, 1].
     """
 
-    codes: Tensor
+    codes: Tensor | None
     counts: Tensor
     pixels: Tensor
 

@@ -34,8 +34,7 @@ class Reading:
 
 def reads_kept(backbone: "Backbone") -> bool:
     """Whether pictures are read through the visual tokenizer."""
-    tokenizer = backbone.visual_tokenizer
-    return tokenizer is not None and (tokenizer.input_merger is not None or tokenizer.discrete)
+    return backbone.visual_tokenizer is not None and backbone.visual_tokenizer.is_read
 
 
 def read(backbone: "Backbone", tokens: Tokens) -> Reading:
@@ -53,8 +52,15 @@ def read(backbone: "Backbone", tokens: Tokens) -> Reading:
         return Reading(features, keep, ids=vocabulary_of(backbone).ids(codes))
     inputs, projector = tokenizer.inputs(features), projector_of(backbone)
     rows = projector(inputs.rows.to(next(projector.parameters()).dtype)[None])  # (1, M, D)
-    listed = not isinstance(official.pooler_output, Tensor)
-    return Reading(features, inputs.keep, features=type(official)(pooler_output=[rows[0]] if listed else rows))
+    return Reading(features, inputs.keep, features=_formed(rows, official))
+
+
+def chosen(reading: Reading, pictures: Tensor) -> Reading:
+    """What is read of these pictures, (K,) long, in their order, as rows."""
+    counts, rows = reading.keep.sum(1).tolist(), reading.features.pooler_output[0]
+    parts = rows.split(counts)
+    rows = torch.cat([parts[picture] for picture in pictures.tolist()])
+    return Reading(reading.patches[pictures], reading.keep[pictures], _formed(rows[None], reading.features))
 
 
 def vocabulary_of(backbone: "Backbone") -> Any:
@@ -125,3 +131,9 @@ def whole(states: Tensor, tokens: Tokens, reading: Reading, places: Tensor) -> T
     wanted = real & (staying | follows)
     found = states.gather(1, places[..., None].expand(-1, -1, states.shape[-1]))
     return found.masked_fill(~wanted[..., None], 0)
+
+
+def _formed(rows: Tensor, official: Any) -> Any:
+    """Rows (1, M, D) in the form of the model's own features of pictures."""
+    listed = not isinstance(official.pooler_output, Tensor)
+    return type(official)(pooler_output=[rows[0]] if listed else rows)

@@ -11,7 +11,7 @@ from alignlab.batch import Tokens
 from alignlab.errors import InputError
 from alignlab.functional import upcast
 from alignlab.modules.parted import evaluating
-from alignlab.modules.tokenizer import VisualTokenizer
+from alignlab.modules.tokenizer import PictureTokenizer
 
 if TYPE_CHECKING:
     from alignlab.backbones.backbone import Backbone
@@ -76,13 +76,22 @@ def projector_of(backbone: "Backbone") -> nn.Module:
     return modules[0]
 
 
-def check_fits(backbone: "Backbone", tokenizer: VisualTokenizer) -> None:
-    """Raise InputError unless a visual tokenizer reads what this backbone's vision tower gives of each picture."""
+def check_fits(backbone: "Backbone", tokenizer: PictureTokenizer) -> None:
+    """Raise InputError unless a visual tokenizer reads what this backbone's vision tower gives of each picture.
+
+    One that predicts features has to know the width of its states, too.
+    """
     num_patches, dim = check_patchwise(backbone)
     if (tokenizer.num_patches, tokenizer.dim) != (num_patches, dim):
         raise InputError(
             f"backbone.visual_tokenizer: {backbone.path} gives {num_patches} patches of width {dim} a picture, and the "
             f"tokenizer reads {tokenizer.num_patches} of width {tokenizer.dim}"
+        )
+    width = state_width(backbone)
+    if tokenizer.width not in (None, width):
+        raise InputError(
+            f"backbone.visual_tokenizer: {backbone.path} has states of width {width}, and the tokenizer predicts "
+            f"features from states of width {tokenizer.width}"
         )
 
 
@@ -139,6 +148,11 @@ def patch_grid(backbone: "Backbone", num_patches: int) -> tuple[tuple[int, int],
             "square patches; decode their pixels by another decoder than PatchPixels"
         )
     return (height // side, width // side), side
+
+
+def state_width(backbone: "Backbone") -> int:
+    """Width D of the decoder's states."""
+    return backbone.model.config.get_text_config().hidden_size
 
 
 def _close(one: Tensor, other: Tensor) -> bool:

@@ -25,7 +25,7 @@ from alignlab.backbones.parts import parts_of
 from alignlab.errors import InputError
 from alignlab.modules.fingerprints import files_fingerprint
 from alignlab.modules.parted import PARTS, Dtype, Parted
-from alignlab.modules.tokenizer import VisualTokenizer
+from alignlab.modules.tokenizer import PictureTokenizer
 
 BASE, TRAINED, ADAPTER = "base.json", "trained.safetensors", "adapter"
 TOKENIZER = "visual_tokenizer"
@@ -106,16 +106,16 @@ def is_adapted(folder: Path | str) -> bool:
     return (Path(folder) / BASE).is_file()
 
 
-def read_tokenizer(path: str, model: Any) -> VisualTokenizer | None:
+def read_tokenizer(path: str, model: Any) -> PictureTokenizer | None:
     """The visual tokenizer beside a model, where it is and in its type, at least float32; None: there is none."""
     folder = Path(locate(path)) / TOKENIZER
     if not folder.is_dir():
         return None
     with torch.random.fork_rng(devices=[]):  # what is drawn is not what is kept
-        return VisualTokenizer.load(folder).to(model.device, torch.promote_types(model.dtype, torch.float32))
+        return PictureTokenizer.load(folder).to(model.device, torch.promote_types(model.dtype, torch.float32))
 
 
-def save_tokenizer(tokenizer: VisualTokenizer | None, folder: Path) -> None:
+def save_tokenizer(tokenizer: PictureTokenizer | None, folder: Path) -> None:
     """Write a backbone's visual tokenizer beside it, if it has one, in its own type."""
     if tokenizer is not None:
         tokenizer.save(folder / TOKENIZER)

@@ -16,10 +16,11 @@ class ImageGeneration(Evaluator):
 
     The data judge the pictures (``data.drawn``): the lab reads the objects in them, and says how many pictures have
     the caption's objects and no others, ``exact``, what share of the words for shape, colour and size they have,
-    whether as many objects, and which share of the relations holds. ``tokens`` is the mean number of codes of a
+    whether as many objects, and which share of the relations holds. ``tokens`` is the mean number of tokens of a
     picture. No more can be right than a tokenizer keeps: Reconstruction's ``read_exact`` says how much that is.
 
     Codes are sampled, so that scores have the noise of the samples, which differ with ``seed`` and ``batch_size``.
+    Where a picture is drawn as features, nothing is, and the settings of sampling are without effect.
 
     Args:
         guidance: How strongly the caption is followed, as ``Backbone.draw`` has it.
@@ -68,17 +69,18 @@ class ImageGeneration(Evaluator):
     def check_backbone(self, backbone: Backbone | DualEncoder) -> None:
         super().check_backbone(backbone)
         tokenizer = backbone.visual_tokenizer
+        writes_codes = tokenizer is None or tokenizer.writes_codes
         missing = {
             "a visual tokenizer": tokenizer is None,
-            "a quantizer": tokenizer is not None and tokenizer.quantizer is None,
+            "a quantizer": tokenizer is not None and writes_codes and not tokenizer.num_codes,
             "a pixel decoder": tokenizer is not None and tokenizer.pixel_decoder is None,
-            "tokens for codes": backbone.encoder.visual is None,
+            "tokens for codes": writes_codes and backbone.encoder.visual is None,
         }
         if any(missing.values()):
             lacks = ", ".join(name for name, is_missing in missing.items() if is_missing)
             raise InputError(
                 f"ImageGeneration needs a backbone that draws, but {backbone.path} lacks {lacks}; leave it out, or "
-                "train the backbone to write the codes of a visual tokenizer first"
+                "train the backbone to write the codes or the features of a visual tokenizer first"
             )
 
     def evaluate(

@@ -36,7 +36,7 @@ VISUAL = """\
 # A model that reads and draws pictures through a visual tokenizer
 
 Plain transformers reads the model (`AutoModelForImageTextToText.from_pretrained`) and its words, but not its pictures:
-the projector expects the merged rows of `visual_tokenizer/`, of which plain transformers knows nothing. Both are read
+the projector expects the rows of `visual_tokenizer/`, of which plain transformers knows nothing. Both are read
 together by alignlab, or by `alignlab.load` from the run directory:
 
 ```python
@@ -46,6 +46,19 @@ backbone = Backbone(".").eval()  # this directory
 ```
 
 `backbone.generate` answers questions about pictures, and `backbone.draw` draws some.
+"""
+
+DRAWN = """\
+# A model that draws pictures
+
+Plain transformers reads the model (`AutoModelForImageTextToText.from_pretrained`), words and pictures. What pictures
+are drawn by is in `visual_tokenizer/`, which alignlab reads along, as does `alignlab.load` from the run directory:
+
+```python
+from alignlab import Backbone
+
+backbone = Backbone(".").eval()  # this directory; backbone.draw draws pictures
+```
 """
 
 PARTIAL = "import alignlab.adapters.plora  # which tells peft of branches that only some tokens take\n"
@@ -99,8 +112,8 @@ def _opened(source: Path) -> Backbone | DualEncoder:
 
 def readme(backbone: Backbone | DualEncoder, reason: str | None) -> str:
     """How what is exported is loaded, where that is not plain."""
-    has_tokenizer = isinstance(backbone, Backbone) and backbone.visual_tokenizer is not None
-    texts = [VISUAL] if has_tokenizer else []
+    tokenizer = backbone.visual_tokenizer if isinstance(backbone, Backbone) else None
+    texts = [] if tokenizer is None else [VISUAL if tokenizer.writes_codes or tokenizer.is_read else DRAWN]
     return "\n".join(texts if reason is None else [*texts, _beside(backbone, reason)])
 
 

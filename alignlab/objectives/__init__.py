@@ -5,6 +5,7 @@ from alignlab.objectives.cal import CAL
 from alignlab.objectives.clip import CLIP
 from alignlab.objectives.contrastive import Contrastive
 from alignlab.objectives.contrasts import BlurredImage, Contrast, MaskedPatches, MeanColor, NoImage
+from alignlab.objectives.emu import Emu
 from alignlab.objectives.infonce import InfoNCE
 from alignlab.objectives.lavit import LaVIT
 from alignlab.objectives.lavittokenizer import LaVITTokenizer
@@ -30,6 +31,7 @@ __all__ = [
     "Cached",
     "Contrast",
     "Contrastive",
+    "Emu",
     "Free",
     "FrozenCopy",
     "InfoNCE",

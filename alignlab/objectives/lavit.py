@@ -1,6 +1,5 @@
 """LaVIT: one language model reads pictures as visual tokens, and writes them as codes."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Self
 
@@ -9,9 +8,9 @@ from torch import Tensor
 
 from alignlab.backbones import Backbone
 from alignlab.batch import IGNORE, Batch, Tokens
-from alignlab.data.identity import seed_of
 from alignlab.errors import InputError, NoTokenizer
 from alignlab.objectives.base import Loss, Objective
+from alignlab.objectives.dropping import dropped
 from alignlab.objectives.mle import likelihood
 
 
@@ -59,7 +58,7 @@ class LaVIT(Objective):
             given = f"{text_weight = }, {image_weight = }, {drop_text = }"
             raise InputError(f"LaVIT needs weights of at least 0, not both 0, and drop_text in [0, 1], got {given}")
         tokenizer = backbone.visual_tokenizer
-        if tokenizer is None or tokenizer.quantizer is None:
+        if tokenizer is None or not tokenizer.num_codes:
             has = "has no visual tokenizer" if tokenizer is None else "has a visual tokenizer without a quantizer"
             raise NoTokenizer(
                 f"LaVIT writes pictures as codes, but {backbone.path} {has}; train one by LaVITTokenizer, as a stage "
@@ -128,16 +127,10 @@ class LaVIT(Objective):
             captions.select(rows),
             torch.cat([parts[index] for index in first.tolist()]),
             counts[first],
-            drop=self._dropped(batch.ids)[rows],
+            drop=dropped(batch.ids, self.drop_text if self.training else 0.0, int(self.step)).to(rows.device)[rows],
         )
         if not self.captions_supervised:
             return written
         said = (written.attention_mask.cumsum(1) > 1) & written.attention_mask.bool()  # nothing predicts the first one
         said &= (written.labels == IGNORE) & (written.input_ids != self.backbone.encoder.visual.start)
         return replace(written, labels=torch.where(said, written.input_ids, written.labels))
-
-    def _dropped(self, ids: Sequence[str]) -> Tensor:
-        """Which texts are left out in training, (B,) bool; the same ones at a step, whatever the batch."""
-        step, share = int(self.step), self.drop_text if self.training else 0.0
-        draws = [torch.rand((), generator=torch.Generator().manual_seed(seed_of(step, id))) for id in ids]
-        return (torch.stack(draws) < share).to(self.backbone.device)

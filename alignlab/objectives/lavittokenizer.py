@@ -108,6 +108,11 @@ class LaVITTokenizer(Objective):
             num_patches, dim = check_patchwise(backbone)
             tokenizer = VisualTokenizer(dim, num_patches, selection=selection, quantizer=None, **form)
             backbone.visual_tokenizer = tokenizer
+        elif not isinstance(tokenizer, VisualTokenizer):
+            raise InputError(
+                f"LaVITTokenizer continues a VisualTokenizer, but {backbone.path} has a {type(tokenizer).__name__}; "
+                "begin with a backbone that has none"
+            )
         elif other := [name for name, value in form.items() if tokenizer.settings[name] != value]:
             raise InputError(
                 f"LaVITTokenizer continues a tokenizer whose {other[0]} is {tokenizer.settings[other[0]]}, not "

@@ -6,8 +6,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from alignlab.backbones import Backbone
-from alignlab.batch import IGNORE, Batch, Tokens
-from alignlab.functional import upcast
+from alignlab.batch import Batch, Tokens
+from alignlab.functional import supervised, upcast
 from alignlab.objectives.base import Loss, Objective
 
 
@@ -33,8 +33,17 @@ def likelihood(backbone: Backbone, tokens: Tokens, *, features: Any = None) -> t
     Args:
         features: Result of ``backbone.features``.
     """
-    targets = F.pad(tokens.labels[:, 1:], (0, 1), value=IGNORE)  # (B, T): position t predicts label t + 1
-    kept = targets != IGNORE
-    logits = upcast(backbone(tokens, logits_at=kept, features=features).logits)  # (M, V)
-    right = (logits.detach().argmax(-1) == targets[kept]).float()
-    return F.cross_entropy(logits, targets[kept], reduction="sum"), kept.sum(), right.sum()
+    return scored(backbone(tokens, logits_at=predicting(tokens), features=features).logits, tokens)
+
+
+def predicting(tokens: Tokens) -> Tensor:
+    """The positions that predict a label, (B, T) bool."""
+    return F.pad(supervised(tokens.labels), (0, 1))
+
+
+def scored(logits: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
+    """What ``likelihood`` gives, of the logits (M, V) at the positions ``predicting``."""
+    logits, kept = upcast(logits), supervised(tokens.labels)
+    targets = tokens.labels[:, 1:][kept]  # (M,)
+    right = (logits.detach().argmax(-1) == targets).float()
+    return F.cross_entropy(logits, targets, reduction="sum"), kept.sum(), right.sum()

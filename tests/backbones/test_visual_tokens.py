@@ -256,7 +256,7 @@ def test_sequences_are_packed_as_in_the_official_code(golden):
             vision={},
             num_images=torch.ones(num, dtype=torch.long),
         )
-        short, _ = dynamic.shortened(tokens, dynamic.Reading(keep, features=pictures), 0, side="left")
+        short, _ = dynamic.shortened(tokens, dynamic.Reading(None, keep, features=pictures), 0, side="left")
         embeds = torch.stack([torch.zeros(dim), *table])[short.input_ids]
         embeds = embeds.masked_scatter(short.image_mask[..., None], torch.cat(pictures))
         there = wanted["attention_mask"].bool()

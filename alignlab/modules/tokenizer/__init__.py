@@ -1,5 +1,7 @@
 """The visual tokenizer: pictures as few rows or codes."""
 
+from alignlab.modules.tokenizer.base import PictureTokenizer
+from alignlab.modules.tokenizer.continuous import ContinuousTokenizer
 from alignlab.modules.tokenizer.decoding import FeatureDecoder
 from alignlab.modules.tokenizer.learned import LearnedSelection
 from alignlab.modules.tokenizer.merger import Merger
@@ -10,11 +12,13 @@ from alignlab.modules.tokenizer.tokens import VisualInputs, VisualTokens
 
 __all__ = [
     "AllPatches",
+    "ContinuousTokenizer",
     "FeatureDecoder",
     "Kept",
     "LearnedSelection",
     "Merger",
     "PatchPixels",
+    "PictureTokenizer",
     "PixelDecoder",
     "RandomSelection",
     "Selection",

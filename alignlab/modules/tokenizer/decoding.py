@@ -79,10 +79,11 @@ class FeatureDecoder(nn.Module):
         return self.head(self.norm(x))
 
 
-def check_counts(counts: Tensor, num_rows: int, num_patches: int) -> None:
-    """Raise InputError unless each picture has 1 to ``num_patches`` rows, and all of them together ``num_rows``."""
+def check_counts(counts: Tensor, num_rows: int, num_patches: int, *, fewest: int = 1) -> None:
+    """Raise InputError unless pictures have ``fewest`` to ``num_patches`` rows each, and together ``num_rows``."""
     found = counts.tolist()
-    if sum(found) != num_rows or not all(1 <= count <= num_patches for count in found):
+    if sum(found) != num_rows or not all(fewest <= count <= num_patches for count in found):
         raise InputError(
-            f"decoding needs 1 to {num_patches} rows of each picture, {num_rows} together as given, got counts {found}"
+            f"decoding needs {fewest} to {num_patches} rows of each picture, {num_rows} together as given, got counts "
+            f"{found}"
         )

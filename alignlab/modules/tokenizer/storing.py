@@ -2,44 +2,33 @@
 
 import json
 from collections.abc import Callable, Iterator
+from inspect import isabstract
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from alignlab.errors import InputError
-from alignlab.modules.quantizers import Quantizer
-from alignlab.modules.tokenizer.pixels import PixelDecoder
-from alignlab.modules.tokenizer.selection import Selection
 
 if TYPE_CHECKING:
-    from alignlab.modules.tokenizer.tokenizer import VisualTokenizer
+    from alignlab.modules.tokenizer.base import PictureTokenizer
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
-def save_tokenizer(tokenizer: "VisualTokenizer", folder: Path) -> None:
+def save_tokenizer(tokenizer: "PictureTokenizer", folder: Path) -> None:
     """Write both files, and the directory where there is none."""
-    parts = {"selection": tokenizer.selection, "quantizer": tokenizer.quantizer}
-    config = {
-        "dim": tokenizer.dim,
-        "num_patches": tokenizer.num_patches,
-        **tokenizer.settings,
-        **{name: _recipe(module) for name, module in parts.items()},
-        "pixel_decoder": _recipe(tokenizer.pixel_decoder),
-        "split": tokenizer.input_merger is not None,
-        "discrete": tokenizer.discrete,
-    }
+    config = {"class": type(tokenizer).__name__, **tokenizer.config()}
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: each.contiguous() for name, each in tokenizer.state_dict().items()}
     save_file(weights, folder / WEIGHTS, {"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
-def load_tokenizer(kind: type["VisualTokenizer"], folder: Path) -> "VisualTokenizer":
-    """Read them.
+def load_tokenizer(kind: type["PictureTokenizer"], folder: Path) -> "PictureTokenizer":
+    """Read them, as ``kind`` or a class beneath it.
 
     Raises:
         InputError: They are missing or damaged, or name a class that is not known.
@@ -48,38 +37,34 @@ def load_tokenizer(kind: type["VisualTokenizer"], folder: Path) -> "VisualTokeni
         config = json.loads((folder / CONFIG).read_text())
         # Copies, as the file may be written again while they are in use.
         weights = {name: each.clone() for name, each in load_file(folder / WEIGHTS).items()}
-        return _made(kind, config, weights)
+        tokenizer = _class(kind, config.pop("class")).made(config)
+        tokenizer.load_state_dict(weights, assign=True)
+        return tokenizer
     except KeyError as error:
         raise InputError(f"the visual tokenizer in {folder} cannot be read: {error} is missing") from None
     except (OSError, ValueError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise InputError(f"the visual tokenizer in {folder} cannot be read: {error}") from None
 
 
-def _made(kind: type["VisualTokenizer"], config: dict[str, Any], weights: dict[str, Tensor]) -> "VisualTokenizer":
-    split, discrete, painter = (config.pop(name) for name in ("split", "discrete", "pixel_decoder"))
-    parts = {"selection": Selection, "quantizer": Quantizer}
-    tokenizer = kind(**config | {name: _maker(base, config[name]) for name, base in parts.items()})
-    tokenizer.discrete = discrete
-    if painter is not None:
-        tokenizer.pixel_decoder = _maker(PixelDecoder, painter)(tokenizer.dim)
-    if split:
-        tokenizer.split()
-    tokenizer.load_state_dict(weights, assign=True)
-    return tokenizer
-
-
-def _recipe(module: nn.Module | None) -> dict[str, Any] | None:
+def recipe(module: nn.Module | None) -> dict[str, Any] | None:
+    """What ``maker`` makes a part of again; None: there is none."""
     return None if module is None else {"class": type(module).__name__, "settings": module.settings}
 
 
-def _maker(base: type[nn.Module], recipe: dict[str, Any] | None) -> Callable[[int], nn.Module] | None:
+def maker(base: type[nn.Module], recipe: dict[str, Any] | None) -> Callable[[int], nn.Module] | None:
+    """What makes a part for a width; InputError for an unknown class."""
     if recipe is None:
         return None
-    name, settings = recipe["class"], recipe["settings"]
-    known = {each.__name__: each for each in _subclasses(base)}
+    settings = recipe["settings"]
+    kind = _class(base, recipe["class"])
+    return lambda dim: kind(dim, **settings)
+
+
+def _class(base: type, name: str) -> type:
+    known = {each.__name__: each for each in (base, *_subclasses(base)) if not isabstract(each)}
     if name not in known:
         raise InputError(f"{name!r} is no {base.__name__} that is imported, which are {', '.join(sorted(known))}")
-    return lambda dim: known[name](dim, **settings)
+    return known[name]
 
 
 def _subclasses(base: type) -> Iterator[type]:

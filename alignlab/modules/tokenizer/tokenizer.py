@@ -1,10 +1,8 @@
 """tokenizer: a picture's patch features as a few rows or codes, and back."""
 
 import copy
-import math
 from collections.abc import Callable
-from pathlib import Path
-from typing import Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,16 +12,17 @@ from alignlab.functional import normalize
 from alignlab.modules.parted import evaluating
 from alignlab.modules.quantizers import Quantizer
 from alignlab.modules.tokenizer.attention import start_weights
+from alignlab.modules.tokenizer.base import PictureTokenizer
 from alignlab.modules.tokenizer.decoding import FeatureDecoder
 from alignlab.modules.tokenizer.merger import Merger
 from alignlab.modules.tokenizer.packing import is_kept
 from alignlab.modules.tokenizer.pixels import PixelDecoder
 from alignlab.modules.tokenizer.selection import Selection
-from alignlab.modules.tokenizer.storing import load_tokenizer, save_tokenizer
+from alignlab.modules.tokenizer.storing import maker, recipe
 from alignlab.modules.tokenizer.tokens import VisualInputs, VisualTokens
 
 
-class VisualTokenizer(nn.Module):
+class VisualTokenizer(PictureTokenizer):
     """LaVIT's dynamic visual tokenizer: select patches, merge the others into them, quantize, and decode.
 
         F (P, N, C) -> keep (P, N) -> merged (M, C) -> W2 tanh(W1 .) (M, d) -> codes (M,), vectors (M, d)
@@ -45,8 +44,7 @@ class VisualTokenizer(nn.Module):
         positions: The merger tells patches by a learned vector for their place.
     """
 
-    discrete: bool = False
-    """Whether a language model reads codes, not rows."""
+    writes_codes: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -83,14 +81,13 @@ class VisualTokenizer(nn.Module):
             self.quantize_by(quantizer)
 
     @property
+    def is_read(self) -> bool:
+        return self.input_merger is not None or self.discrete
+
+    @property
     def num_codes(self) -> int:
         """K; 0 without a quantizer."""
         return 0 if self.quantizer is None else self.quantizer.num_codes
-
-    @property
-    def bits(self) -> float:
-        """What one code can say, log2 K; 0 without a quantizer."""
-        return math.log2(self.num_codes) if self.num_codes else 0.0
 
     def forward(self, features: Tensor, noise: Tensor | None = None) -> VisualTokens:
         """Tokenize (P, N, C) features; ``noise`` is that of ``Selection``."""
@@ -137,12 +134,6 @@ class VisualTokenizer(nn.Module):
         self._check_quantizer("decode_codes")
         return self.decode(self.quantizer.lookup(codes), counts)
 
-    def pixels(self, features: Tensor) -> Tensor:
-        """(P, 3, H, W) in [0, 1] of (P, N, C) decoded features."""
-        if self.pixel_decoder is None:
-            raise InputError("the visual tokenizer paints no pictures: it has no pixel decoder, such as PatchPixels")
-        return self.pixel_decoder(features)
-
     def quantize_by(self, make: Callable[[int], Quantizer]) -> None:
         """Quantize from now on, by what ``make`` makes for the width of the rows."""
         weight = self.to_codes[0].weight
@@ -154,29 +145,36 @@ class VisualTokenizer(nn.Module):
         if self.input_merger is None:
             self.input_merger = copy.deepcopy(self.merger)
 
-    def save(self, folder: Path | str) -> None:
-        """Write ``config.json`` and ``model.safetensors`` into a directory."""
-        save_tokenizer(self, Path(folder))
+    def config(self) -> dict[str, Any]:
+        return {
+            "dim": self.dim,
+            "num_patches": self.num_patches,
+            **self.settings,
+            "selection": recipe(self.selection),
+            "quantizer": recipe(self.quantizer),
+            "pixel_decoder": recipe(self.pixel_decoder),
+            "split": self.input_merger is not None,
+            "discrete": self.discrete,
+        }
 
     @classmethod
-    def load(cls, folder: Path | str) -> Self:
-        """Read what ``save`` wrote, in the type of its weights.
-
-        Raises:
-            InputError: A file is missing or damaged, or names a class that is not known.
-        """
-        return load_tokenizer(cls, Path(folder))
+    def made(cls, config: dict[str, Any]) -> Self:
+        split, discrete, painter = (config.pop(name) for name in ("split", "discrete", "pixel_decoder"))
+        parts = {"selection": Selection, "quantizer": Quantizer}
+        tokenizer = cls(**config | {name: maker(base, config[name]) for name, base in parts.items()})
+        tokenizer.discrete = discrete
+        if painter is not None:
+            tokenizer.pixel_decoder = maker(PixelDecoder, painter)(tokenizer.dim)
+        if split:
+            tokenizer.split()
+        return tokenizer
 
     def extra_repr(self) -> str:
         settings = {**self.settings, "discrete": self.discrete}
         return ", ".join(f"{name}={value}" for name, value in settings.items())
 
     def _checked(self, features: Tensor) -> Tensor:
-        if features.dim() != 3 or features.shape[1:] != (self.num_patches, self.dim):
-            raise InputError(
-                f"the visual tokenizer reads (P, {self.num_patches}, {self.dim}) patch features, got "
-                f"{tuple(features.shape)}"
-            )
+        self.check_features(features)
         return features.to(self.to_codes[0].weight.dtype)
 
     def _check_quantizer(self, who: str) -> None:
