@@ -190,11 +190,13 @@ def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[st
 
 
 def _groups(objective: Objective) -> dict[str, list[torch.nn.Parameter]]:
-    """What trains, part by part; an objective's own parameters one by one."""
+    """What trains, part by part, as of a visual tokenizer; an objective's own parameters one by one."""
     part = {id(parameter): name for parameter, name in objective.backbone.part_of()}
     groups: dict[str, list[torch.nn.Parameter]] = {}
     for name, parameter in objective.named_parameters():
         if parameter.requires_grad:
+            if name.startswith("backbone.visual_tokenizer."):
+                name = ".".join(name.split(".")[:3])
             groups.setdefault(f"the {part[id(parameter)]}" if id(parameter) in part else name, []).append(parameter)
     return groups
 
