@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from visual import prompts_of, tokenizer_for
+from visual import learned, prompts_of, tokenizer_for, with_tokens
 
 from alignlab import InputError
 from alignlab.backbones import Backbone, dynamic
@@ -112,12 +112,15 @@ def test_a_read_of_all_patches_gives_the_states_of_the_model(exact, examples):
     assert not dynamic.reads_kept(backbone)
 
 
-def test_chosen_pictures_are_read_in_their_order(exact, examples):
-    backbone = attach(exact, 9)
+@pytest.mark.parametrize("merged", [False, True])
+def test_chosen_pictures_are_read_in_their_order(tiny_backbone64, examples, merged):
+    backbone = with_tokens(tiny_backbone64, learned) if merged else attach(tiny_backbone64, 9)
     tokens = backbone.encoder.batch(examples[:3], ("conversation",)).conversation
-    order = torch.tensor([2, 0])
-    found, expected = dynamic.chosen(dynamic.read(backbone, tokens), order), tokens.select(order)
-    assert torch.equal(backbone.hidden(expected, features=found), backbone.hidden(expected))
+    reading, order = dynamic.read(backbone, tokens), torch.tensor([2, 0])
+    counts = reading.keep.sum(1)
+    assert (counts[2] != counts[1]) == merged
+    found, expected = dynamic.chosen(reading, order), tokens.select(order)
+    torch.testing.assert_close(backbone.hidden(expected, features=found), backbone.hidden(expected))
 
 
 def test_what_is_saved_draws_the_same(tiny_backbone, tmp_path):

@@ -149,6 +149,30 @@ def test_words_and_predictors_are_those_of_emu(golden):
     assert torch.equal(labels[:, :-1], features.view(2, num_tokens, -1))
 
 
+def test_a_visual_token_that_nothing_stands_before_is_not_predicted(tiny_backbone64, examples):
+    objective = Emu(tiny_backbone64, num_tokens=9, text_weight=0.0, pixel_weight=0.0)
+    batch = batch_of(objective, examples[:2])
+    chat, backbone = batch.conversation, objective.backbone
+    start = chat.image_mask.float().argmax(1)
+    assert start[0] == start[1] > 0
+    names = ("input_ids", "attention_mask", "labels", "image_mask")
+    cut = replace(chat, **{name: getattr(chat, name)[:, start[0] :] for name in names})
+    states = backbone.hidden(cut)  # of nine placeholders, then of those that are left out
+    written = objective.backbone.feature_sequences(batch.target, drop=torch.zeros(2, dtype=torch.bool))
+    features = [tokens_of(backbone, example.images[0], 9) for example in examples[:2]]
+    later = backbone.hidden(replace(written, vision=chat.vision, num_images=chat.num_images))
+    errors = []
+    for row in range(2):
+        predicted = objective.tokenizer.predict(states[row, :8])
+        errors.append((predicted - features[row][1:]).square().mean(-1))
+        first = written.image_mask[row].float().argmax()
+        predicted = objective.tokenizer.predict(later[row, first - 1 : first + 8])
+        errors.append((predicted - features[row]).square().mean(-1))
+    loss = objective.loss(replace(batch, conversation=cut))
+    assert loss.weight == 2 * (8 + 9)
+    torch.testing.assert_close(loss.mean, torch.cat(errors).mean())
+
+
 @pytest.mark.parametrize("num_tokens", [36, 9])
 def test_with_words_alone_it_is_mle(tiny_backbone64, examples, num_tokens):
     objective = Emu(tiny_backbone64, image_weight=0.0, pixel_weight=0.0, num_tokens=num_tokens)
