@@ -12,6 +12,7 @@ from alignlab.objectives import (
     CLIP,
     LLM2CLIP,
     MLE,
+    Emu,
     Free,
     InfoNCE,
     LaVIT,
@@ -51,6 +52,8 @@ SHIPPED = {
     "LaVITTokenizer": TOKENIZER,
     "LaVITTokenizer, quantized": partial(TOKENIZER, quantizer=partial(VectorQuantizer, num_codes=16)),
     "LaVITTokenizer, LFQ": partial(TOKENIZER, quantizer=partial(LFQ, bits=4)),
+    "Emu": Emu,
+    "Emu, 9 tokens": partial(Emu, num_tokens=9, captions_supervised=True, drop_text=0.5),
     "LaVIT": LaVIT,
     "LaVIT, all discrete": partial(
         LaVIT, discrete_input=True, read_images_supervised=True, captions_supervised=True, drop_text=0.5

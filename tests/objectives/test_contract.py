@@ -18,6 +18,7 @@ from alignlab.objectives import (
     CLIP,
     LLM2CLIP,
     MLE,
+    Emu,
     InfoNCE,
     LaVIT,
     LaVITTokenizer,
@@ -53,6 +54,7 @@ MAKERS = {
         code_dim=4,
     ),
     "LaVIT": LaVIT,
+    "Emu": partial(Emu, num_tokens=9),
     "Mixture": partial(Mixture, parts={"likelihood": MLE, "contrast": InfoNCE}),
 }
 
@@ -63,7 +65,7 @@ TWO_TOWERS = ("LLM2CLIP",)
 TOKENIZED = ("LaVIT",)
 """What needs a visual tokenizer."""
 
-LONG = ("LaVITTokenizer", "LaVIT")
+LONG = ("LaVITTokenizer", "LaVIT", "Emu")
 """What has more in its file than fits on two pages: a phase without codes and one with, two kinds of sequences."""
 
 
