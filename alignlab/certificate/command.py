@@ -17,8 +17,9 @@ from alignlab.experiment.config import describe_objectives, instantiate, resolve
 SETTINGS = {
     "Mixture": ["objective.parts={likelihood: MLE, contrast: InfoNCE}"],
     "LLM2CLIP": ["backbone.text_tower=scenes-parts"],
+    "LaVITTokenizer": [f"objective.{name}" for name in ("depth=1", "num_heads=4", "mlp_ratio=1.5", "code_dim=4")],
 }
-"""Of shipped objectives that cannot do without."""
+"""Of shipped objectives that cannot do without, or whose own parts should be as tiny as the model."""
 
 
 def certify_named(name: str, overrides: Sequence[str]) -> Certificate:
