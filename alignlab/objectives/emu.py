@@ -16,7 +16,7 @@ from alignlab.errors import InputError
 from alignlab.functional import stop_gradient, upcast
 from alignlab.modules import ContinuousTokenizer, PatchPixels
 from alignlab.objectives.base import Loss, Objective
-from alignlab.objectives.dropping import dropped
+from alignlab.objectives.chance import dropped
 from alignlab.objectives.mle import predicting, scored
 
 

@@ -10,7 +10,7 @@ from alignlab.backbones import Backbone
 from alignlab.batch import IGNORE, Batch, Tokens
 from alignlab.errors import InputError, NoTokenizer
 from alignlab.objectives.base import Loss, Objective
-from alignlab.objectives.dropping import dropped
+from alignlab.objectives.chance import dropped
 from alignlab.objectives.mle import likelihood
 
 

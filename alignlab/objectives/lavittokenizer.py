@@ -1,6 +1,6 @@
 """LaVITTokenizer: a picture becomes as few visual tokens as give the vision tower's features back, and then codes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal, Self, get_args
 
 import torch
@@ -8,14 +8,15 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from alignlab.backbones import Backbone
-from alignlab.backbones.patches import check_patchwise, patch_grid
+from alignlab.backbones.patches import patch_grid
 from alignlab.batch import Batch, Tokens
-from alignlab.data.identity import seed_of
 from alignlab.errors import InputError
-from alignlab.functional import code_usage, cosine_reconstruction_loss, keep_ratio_loss, stop_gradient, upcast
+from alignlab.functional import code_usage, cosine_reconstruction_loss, keep_ratio_loss, stop_gradient
 from alignlab.modules import LearnedSelection, PatchPixels, Quantizer, Selection, VisualTokenizer
 from alignlab.modules.parted import evaluating
 from alignlab.objectives.base import Loss, Objective
+from alignlab.objectives.chance import gumbel_noise
+from alignlab.objectives.tokenizing import check_same, continue_tokenizer, make_tokenizer, some_rows
 
 Reduction = Literal["per_image", "batch_mean"]
 
@@ -103,26 +104,13 @@ class LaVITTokenizer(Objective):
             "depth": depth, "num_heads": num_heads, "mlp_ratio": mlp_ratio, "code_dim": code_dim,
             "exact_masking": exact_masking, "positions": positions,
         }  # fmt: skip
-        tokenizer, continued = backbone.visual_tokenizer, backbone.visual_tokenizer is not None
-        if tokenizer is None:
-            num_patches, dim = check_patchwise(backbone)
-            tokenizer = VisualTokenizer(dim, num_patches, selection=selection, quantizer=None, **form)
-            backbone.visual_tokenizer = tokenizer
-        elif not isinstance(tokenizer, VisualTokenizer):
-            raise InputError(
-                f"LaVITTokenizer continues a VisualTokenizer, but {backbone.path} has a {type(tokenizer).__name__}; "
-                "begin with a backbone that has none"
-            )
-        elif other := [name for name, value in form.items() if tokenizer.settings[name] != value]:
-            raise InputError(
-                f"LaVITTokenizer continues a tokenizer whose {other[0]} is {tokenizer.settings[other[0]]}, not "
-                f"{form[other[0]]}; a tokenizer keeps its form through both phases"
-            )
+        continued = backbone.visual_tokenizer is not None
+        tokenizer = continue_tokenizer(backbone, form) if continued else make_tokenizer(backbone, selection, form)
         if pixel_weight and tokenizer.pixel_decoder is None:
             grid, patch_size = patch_grid(backbone, tokenizer.num_patches)
             tokenizer.pixel_decoder = PatchPixels(tokenizer.dim, grid=grid, patch_size=patch_size)
         if tokenizer.quantizer is not None:
-            _check_same(tokenizer.quantizer, None if quantizer is None else quantizer(tokenizer.code_dim))
+            check_same(tokenizer.quantizer, None if quantizer is None else quantizer(tokenizer.code_dim))
         elif quantizer is not None:
             tokenizer.quantize_by(quantizer)
         tokenizer.to(backbone.device, torch.promote_types(backbone.model.dtype, torch.float32)).requires_grad_(True)
@@ -142,10 +130,12 @@ class LaVITTokenizer(Objective):
 
     def loss(self, batch: Batch) -> Loss:
         chat = batch.conversation
-        features = self._features(chat)
-        noise = (
-            self._noise(batch.ids, chat.num_images.tolist(), features) if self.tokenizer.selection.training else None
-        )
+        features = self.features(chat)
+        noise = None
+        if self.tokenizer.selection.training:
+            noise = gumbel_noise(batch.ids, chat.num_images.tolist(), (features.shape[1], 2), int(self.step)).to(
+                features
+            )
         tokens = self.tokenizer(features, noise)
         decoded = self.tokenizer.decode(tokens.vectors, tokens.counts)
         terms = {
@@ -174,23 +164,11 @@ class LaVITTokenizer(Objective):
             return
         with evaluating(self), torch.no_grad(), trainer.precision_plugin.forward_context():
             if self.is_decided and self.calibrated and isinstance(tokenizer.selection, LearnedSelection):
-                found = self._some(trainer, tokenizer.selection.log_probs, CALIBRATION)
+                found = some_rows(self, trainer, tokenizer.selection.log_probs, CALIBRATION)
                 tokenizer.selection.calibrate(found.view(-1, tokenizer.num_patches, 2), self.keep_ratio)
             if quantizer is not None and not quantizer.started:
                 count = START * quantizer.num_codes
-                quantizer.start(self._some(trainer, lambda features: tokenizer(features).projected, count))
-
-    def _some(self, trainer: Trainer, look: Callable[[Tensor], Tensor], count: int) -> Tensor:
-        """At least so many rows of what ``look`` finds in training pictures, in this process its share of them."""
-        examples, size = trainer.datamodule.filled("train"), trainer.datamodule.batch_size
-        found = [look(self._no_features()).flatten(0, -2)]  # there may be fewer batches than processes
-        for start in range(trainer.global_rank * size, len(examples), trainer.world_size * size):
-            part = [examples[index] for index in range(start, min(start + size, len(examples)))]
-            chat = self.backbone.encoder.batch(part, self.requires).to(self.backbone.device).conversation
-            found.append(look(self._features(chat)).flatten(0, -2))
-            if sum(map(len, found)) * trainer.world_size >= count:
-                break
-        return torch.cat(found)
+                quantizer.start(some_rows(self, trainer, lambda features: tokenizer(features).projected, count))
 
     def _ratio(self) -> float:
         """The share of patches to keep by now."""
@@ -211,32 +189,11 @@ class LaVITTokenizer(Objective):
         return self
 
     @torch.no_grad()
-    def _features(self, chat: Tokens) -> Tensor:
+    def features(self, chat: Tokens) -> Tensor:
         """The vision tower's features (P, N, C), also of no picture, whose loss is 0 and still has its graph."""
         if not chat.num_images.any():
-            return self._no_features()
+            return torch.zeros(0, self.tokenizer.num_patches, self.tokenizer.dim, device=self.backbone.device)
         return self.backbone.patch_features(chat)
-
-    def _no_features(self) -> Tensor:
-        return torch.zeros(0, self.tokenizer.num_patches, self.tokenizer.dim, device=self.backbone.device)
-
-    def _noise(self, ids: Sequence[str], num_images: Sequence[int], features: Tensor) -> Tensor:
-        """Gumbel noise (P, N, 2), the same for an example at a step, whatever batch or process it is in."""
-        step, shape = int(self.step), (features.shape[1], 2)
-        generators = [torch.Generator().manual_seed(seed_of(step, id)) for id in ids]
-        drawn = [
-            torch.empty(count, *shape).exponential_(generator=generator)
-            for count, generator in zip(num_images, generators, strict=True)
-        ]
-        return -torch.cat(drawn).log().to(upcast(features))
-
-
-def _check_same(quantizer: Quantizer, asked: Quantizer | None) -> None:
-    if asked is None or (type(asked), asked.settings) != (type(quantizer), quantizer.settings):
-        raise InputError(
-            f"LaVITTokenizer continues a tokenizer whose quantizer is {quantizer}, not {asked}; name the same one, or "
-            "begin with a tokenizer that has none"
-        )
 
 
 def _by_picture(values: Tensor, counts: Tensor) -> Tensor:
