@@ -133,9 +133,7 @@ class LaVITTokenizer(Objective):
         features = self.features(chat)
         noise = None
         if self.tokenizer.selection.training:
-            noise = gumbel_noise(batch.ids, chat.num_images.tolist(), (features.shape[1], 2), int(self.step)).to(
-                features
-            )
+            noise = gumbel_noise(batch.ids, chat.num_images.tolist(), (features.shape[1], 2), int(self.step))
         tokens = self.tokenizer(features, noise)
         decoded = self.tokenizer.decode(tokens.vectors, tokens.counts)
         terms = {

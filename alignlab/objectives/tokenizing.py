@@ -59,7 +59,7 @@ def check_same(quantizer: Quantizer, asked: Quantizer | None) -> None:
 
 
 def some_rows(objective: "LaVITTokenizer", trainer: Trainer, look: Callable[[Tensor], Tensor], count: int) -> Tensor:
-    """At least so many rows of what ``look`` finds in training pictures' features, in this process its share of them."""
+    """So many rows at least of what ``look`` finds in features of training pictures; in each process its share."""
     data, encoder = trainer.datamodule, objective.backbone.encoder
     examples, size = data.filled("train"), data.batch_size
     found = []

@@ -308,7 +308,7 @@ def test_a_collapse_is_seen_in_what_is_logged(tiny_backbone, tmp_path, collapsed
     if collapsed:
         assert seen == {"dead": 5, "usage": pytest.approx(1 / 6), "perplexity": pytest.approx(1)}
     else:
-        assert seen["dead"] == 0 and seen["usage"] == 1 and seen["perplexity"] > 2
+        assert seen["dead"] <= 2 and seen["usage"] >= 1 / 2 and seen["perplexity"] > 2
 
 
 @pytest.mark.parametrize(
