@@ -1,5 +1,9 @@
 """ImageGeneration: pictures drawn from captions, judged by what can be read in them."""
 
+from collections.abc import Sequence
+
+from PIL import Image
+
 from alignlab.backbones import Backbone, DualEncoder
 from alignlab.backbones.pictures import open_image
 from alignlab.batch import Example, Turn
@@ -17,7 +21,9 @@ class ImageGeneration(Evaluator):
     The data judge the pictures (``data.drawn``): the lab reads the objects in them, and says how many pictures have
     the caption's objects and no others, ``exact``, what share of the words for shape, colour and size they have,
     whether as many objects, and which share of the relations holds. ``tokens`` is the mean number of tokens of a
-    picture. No more can be right than a tokenizer keeps: Reconstruction's ``read_exact`` says how much that is.
+    picture. ``shuffled/<score>`` is what the same drawings score where each is judged by another's caption: what drawing
+    anything that looks like the data is worth. No more can be right than a tokenizer keeps: Reconstruction's
+    ``read_exact`` says how much that is.
 
     Codes are sampled, so that scores have the noise of the samples, which differ with ``seed`` and ``batch_size``.
     Where a picture is drawn as features, nothing is, and the settings of sampling are without effect.
@@ -99,7 +105,7 @@ class ImageGeneration(Evaluator):
             )
             pictures += map(picture_of, drawing.pixels)
             tokens += drawing.counts.tolist()
-        judged = [data.drawn(example, picture) or {} for example, picture in zip(examples, pictures, strict=True)]
+        judged = _judged(data, examples, pictures)
         items = []
         for index, (example, picture, shares) in enumerate(zip(examples, pictures, judged, strict=True)):
             original = thumbnail(example) if index < self.num_pictures else None
@@ -111,6 +117,17 @@ class ImageGeneration(Evaluator):
                 "reference": example.captions[0],
                 "picture": None if original is None else beside(original, picture),
             })  # fmt: skip
-        names = dict.fromkeys(name for shares in judged for name in shares)
-        scores = {name: mean(shares[name] for shares in judged if name in shares) for name in names}
-        return Evaluation(scores | {"tokens": mean(tokens)}, items)
+        shuffled = _means(_judged(data, examples, [*pictures[1:], pictures[0]])) if len(pictures) > 1 else {}
+        others = {f"shuffled/{name}": score for name, score in shuffled.items()}
+        return Evaluation(_means(judged) | {"tokens": mean(tokens)} | others, items)
+
+
+def _judged(
+    data: AlignmentData, examples: Sequence[Example], pictures: Sequence[Image.Image]
+) -> list[dict[str, float]]:
+    return [data.drawn(example, picture) or {} for example, picture in zip(examples, pictures, strict=True)]
+
+
+def _means(judged: Sequence[dict[str, float]]) -> dict[str, float]:
+    names = dict.fromkeys(name for shares in judged for name in shares)
+    return {name: mean(shares[name] for shares in judged if name in shares) for name in names}
