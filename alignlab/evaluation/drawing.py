@@ -21,8 +21,8 @@ class ImageGeneration(Evaluator):
     The data judge the pictures (``data.drawn``): the lab reads the objects in them, and says how many pictures have
     the caption's objects and no others, ``exact``, what share of the words for shape, colour and size they have,
     whether as many objects, and which share of the relations holds. ``tokens`` is the mean number of tokens of a
-    picture. ``shuffled/<score>`` is what the same drawings score where each is judged by another's caption: what drawing
-    anything that looks like the data is worth. No more can be right than a tokenizer keeps: Reconstruction's
+    picture. ``shuffled/<score>`` is what the same drawings score where each is judged by another's caption: what
+    drawing anything that looks like the data is worth. No more can be right than a tokenizer keeps: Reconstruction's
     ``read_exact`` says how much that is.
 
     Codes are sampled, so that scores have the noise of the samples, which differ with ``seed`` and ``batch_size``.

@@ -57,6 +57,9 @@ class Objective(LightningModule):
     per_process: ClassVar[str] = ""
     """Why several processes are not one with a larger batch, where they are not."""
 
+    alone: ClassVar[str] = ""
+    """Why it cannot be trained beside another objective, where it cannot."""
+
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.backbone = backbone

@@ -1,4 +1,4 @@
-"""chance: what is drawn by the example and the step, so that it is the same in any batch and process."""
+"""chance: what is drawn by the example and the step, whatever the seed: the same in any batch and process."""
 
 from collections.abc import Sequence
 

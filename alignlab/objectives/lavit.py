@@ -26,7 +26,8 @@ class LaVIT(Objective):
     came. The vocabulary grows by them, and by a start and an end. Text tokens of answers are supervised in the first
     kind of sequence, codes and end in the second. Both are of the same examples: ``target`` has to be the caption.
 
-    The embedding and the head train whatever the adapter says, as the new rows are random.
+    The embedding and the head train whatever the adapter says, as the new rows are random; the vision tower never does,
+    as the codes are of its features.
 
     Args:
         text_weight: Of the tokens of texts.
@@ -64,6 +65,11 @@ class LaVIT(Objective):
                 f"LaVIT writes pictures as codes, but {backbone.path} {has}; train one by LaVITTokenizer, as a stage "
                 "before this one, and set backbone.path to that stage"
             )
+        if getattr(tokenizer.selection, "decision", None) == "sample" and (discrete_input or read_images_supervised):
+            raise InputError(
+                "LaVIT with discrete_input or read_images_supervised needs a picture to have the same codes each time, "
+                "but the tokenizer's selection samples; train it with decision threshold or topk"
+            )
         super().__init__(backbone)
         self.weights = (text_weight, image_weight)
         self.drop_text = drop_text
@@ -71,6 +77,7 @@ class LaVIT(Objective):
         backbone.add_visual_tokens()
         for module in (backbone.model.get_input_embeddings(), backbone.head):
             module.requires_grad_(True)
+        backbone.parts["vision_tower"].requires_grad_(False)  # its features are what the codes are of
         tokenizer.discrete = discrete_input
         tokenizer.requires_grad_(False)
         if discrete_input:
@@ -104,7 +111,8 @@ class LaVIT(Objective):
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
-        self.backbone.visual_tokenizer.eval()  # what it makes of a picture stays the same
+        for module in (self.backbone.visual_tokenizer, self.backbone.parts["vision_tower"]):
+            module.eval()  # so that a picture's codes stay the same
         return self
 
     def _read(self, chat: Tokens, keep: Tensor, codes: Tensor) -> Tokens:

@@ -46,7 +46,7 @@ class LaVITTokenizer(Objective):
 
     Args:
         quantizer: What makes a code of a row; None: rows go on as they are, normalised.
-        selection: Which patches are kept; of a tokenizer that is continued, what it has.
+        selection: Which patches are kept, the same in both phases. One with a ``ratio`` of its own keeps that share.
         freeze_selector: In the second phase.
         keep_ratio: The share of patches to keep.
         keep_weight: Of the keep ratio's loss.
@@ -68,6 +68,7 @@ class LaVITTokenizer(Objective):
     """
 
     requires = ("conversation",)
+    alone = "it freezes all of the backbone but the visual tokenizer; make it a stage before the others"
 
     def __init__(
         self,
@@ -89,9 +90,9 @@ class LaVITTokenizer(Objective):
         positions: bool = False,
         pixel_weight: float = 1.0,
     ) -> None:
-        if not 0 < keep_ratio <= 1 or keep_weight < 0 or pixel_weight < 0:
-            given = f"{keep_ratio = }, {keep_weight = }, {pixel_weight = }"
-            raise InputError(f"LaVITTokenizer needs 0 < keep_ratio <= 1 and weights of at least 0, got {given}")
+        if not 0 < keep_ratio <= 1 or min(keep_weight, keep_warmup, pixel_weight) < 0:
+            given = f"{keep_ratio = }, {keep_weight = }, {keep_warmup = }, {pixel_weight = }"
+            raise InputError(f"LaVITTokenizer needs 0 < keep_ratio <= 1 and no number below 0, got {given}")
         if keep_reduction not in get_args(Reduction):
             raise InputError(
                 f"LaVITTokenizer.keep_reduction is one of {', '.join(get_args(Reduction))}, not {keep_reduction!r}"
@@ -104,17 +105,20 @@ class LaVITTokenizer(Objective):
             "depth": depth, "num_heads": num_heads, "mlp_ratio": mlp_ratio, "code_dim": code_dim,
             "exact_masking": exact_masking, "positions": positions,
         }  # fmt: skip
-        continued = backbone.visual_tokenizer is not None
-        tokenizer = continue_tokenizer(backbone, form) if continued else make_tokenizer(backbone, selection, form)
+        self.is_continued = backbone.visual_tokenizer is not None
+        take = continue_tokenizer if self.is_continued else make_tokenizer
+        tokenizer = take(backbone, selection, form)
         if pixel_weight and tokenizer.pixel_decoder is None:
             grid, patch_size = patch_grid(backbone, tokenizer.num_patches)
             tokenizer.pixel_decoder = PatchPixels(tokenizer.dim, grid=grid, patch_size=patch_size)
+        if calibrated and getattr(tokenizer.selection, "decision", "") != "threshold":
+            raise InputError("LaVITTokenizer.calibrated sets the threshold of a LearnedSelection that decides by one")
         if tokenizer.quantizer is not None:
             check_same(tokenizer.quantizer, None if quantizer is None else quantizer(tokenizer.code_dim))
         elif quantizer is not None:
             tokenizer.quantize_by(quantizer)
         tokenizer.to(backbone.device, torch.promote_types(backbone.model.dtype, torch.float32)).requires_grad_(True)
-        self.is_decided = continued and quantizer is not None and freeze_selector
+        self.is_decided = self.is_continued and quantizer is not None and freeze_selector
         tokenizer.selection.requires_grad_(not self.is_decided)
         if tokenizer.quantizer is not None:
             self.coupled = tokenizer.quantizer.coupled
@@ -161,7 +165,7 @@ class LaVITTokenizer(Objective):
         if int(self.step) or not len(trainer.datamodule.filled("train")):
             return
         with evaluating(self), torch.no_grad(), trainer.precision_plugin.forward_context():
-            if self.is_decided and self.calibrated and isinstance(tokenizer.selection, LearnedSelection):
+            if self.is_decided and self.calibrated:
                 found = some_rows(self, trainer, tokenizer.selection.log_probs, CALIBRATION)
                 tokenizer.selection.calibrate(found.view(-1, tokenizer.num_patches, 2), self.keep_ratio)
             if quantizer is not None and not quantizer.started:
@@ -170,7 +174,7 @@ class LaVITTokenizer(Objective):
 
     def _ratio(self) -> float:
         """The share of patches to keep by now."""
-        if self.is_decided or not self.training or not self.keep_warmup:
+        if self.is_continued or not self.training or not self.keep_warmup:
             return self.keep_ratio
         return self.keep_ratio + (1 - self.keep_ratio) * max(0.0, 1 - int(self.step) / self.keep_warmup)
 

@@ -28,7 +28,7 @@ class Mixture(Objective):
         weights: Name -> factor; 1 where not named.
 
     Raises:
-        InputError: A part has a hook that would not be called.
+        InputError: A part has a hook that would not be called, or trains alone.
     """
 
     coupled = "its parts average over different things, so micro-batches are weighted by samples"
@@ -50,6 +50,8 @@ class Mixture(Objective):
         self.parts = nn.ModuleDict({name: part(backbone) for name, part in parts.items()})
         self.weights = {name: (weights or {}).get(name, 1.0) for name in parts}
         for name, part in self.parts.items():
+            if part.alone:
+                raise InputError(f"Mixture: part {name} is a {type(part).__name__}, which trains alone: {part.alone}")
             if unheard := _hooks(part):
                 raise InputError(
                     f"Mixture: part {name} has the hook {', '.join(sorted(unheard))}, which a mixture does not call; "

@@ -29,11 +29,13 @@ def make_tokenizer(
     return backbone.visual_tokenizer
 
 
-def continue_tokenizer(backbone: Backbone, form: Mapping[str, Any]) -> VisualTokenizer:
+def continue_tokenizer(
+    backbone: Backbone, selection: Callable[[int], Selection], form: Mapping[str, Any]
+) -> VisualTokenizer:
     """The tokenizer that a backbone has.
 
     Raises:
-        InputError: It is of another kind or form.
+        InputError: It is of another kind or form, or has another selection.
     """
     tokenizer = backbone.visual_tokenizer
     if not isinstance(tokenizer, VisualTokenizer):
@@ -46,7 +48,17 @@ def continue_tokenizer(backbone: Backbone, form: Mapping[str, Any]) -> VisualTok
             f"LaVITTokenizer continues a tokenizer whose {other[0]} is {tokenizer.settings[other[0]]}, not "
             f"{form[other[0]]}; a tokenizer keeps its form through both phases"
         )
+    asked, there = selection(tokenizer.dim), tokenizer.selection
+    if (type(asked), asked.settings) != (type(there), there.settings):
+        raise InputError(
+            f"LaVITTokenizer continues a tokenizer whose selection is {_told(there)}, not {_told(asked)}; name the "
+            "same one, or begin with a backbone that has none"
+        )
     return tokenizer
+
+
+def _told(selection: Selection) -> str:
+    return f"{type(selection).__name__}({', '.join(f'{name}={value}' for name, value in selection.settings.items())})"
 
 
 def check_same(quantizer: Quantizer, asked: Quantizer | None) -> None:
@@ -70,6 +82,7 @@ def some_rows(objective: "LaVITTokenizer", trainer: Trainer, look: Callable[[Ten
         if sum(map(len, found)) * trainer.world_size >= count:
             break
     if not found:  # there are fewer batches than processes
-        nothing = torch.zeros(0, objective.tokenizer.num_patches, objective.tokenizer.dim, device=objective.device)
+        tokenizer = objective.tokenizer
+        nothing = tokenizer.decoder.queries.new_zeros(0, tokenizer.num_patches, tokenizer.dim)
         found.append(look(nothing).flatten(0, -2))
     return torch.cat(found)

@@ -23,7 +23,7 @@ def test_the_network_is_the_official_one(golden):
     ]  # the other has a policy, which LaVIT never has
     assert case["case"] == "predictor policy=ones"
     selection = LearnedSelection(case["config"]["embed_dim"])
-    selection.load_state_dict(predictor(tensors(case["weights"])))
+    selection.load_state_dict({"threshold": selection.threshold, **predictor(tensors(case["weights"]))})
     given = tensors(case["inputs"])
     x = given["x"].requires_grad_()
     found = selection.log_probs(x)

@@ -24,7 +24,8 @@ def test_it_makes_the_ids_of_the_official_code(golden):
         quantizer=partial(VectorQuantizer, num_codes=sizes["n_code"]), depth=sizes["layers"],
         num_heads=sizes["heads"], mlp_ratio=sizes["mlp_ratio"], code_dim=sizes["code_dim"], exact_masking=False,
     ).eval()  # fmt: skip
-    made.selection.load_state_dict(predictor(beneath(weights, "token_predictor")))
+    known = {"threshold": made.selection.threshold, **predictor(beneath(weights, "token_predictor"))}
+    made.selection.load_state_dict(known)
     made.merger.load_state_dict(blocks(beneath(weights, "causal_encoder"), MERGER_BLOCK))
     made.to_codes.load_state_dict(beneath(weights, "encode_task_layer"))
     made.quantizer.codebook.copy_(weights["quantize.embedding.weight"])

@@ -329,16 +329,17 @@ def test_settings_out_of_range_are_refused(tiny_backbone, settings, message):
 
 
 def test_a_tokenizer_keeps_its_form_its_selection_and_its_quantizer(tiny_backbone):
-    LaVITTokenizer(tiny_backbone, selection=partial(RandomSelection, ratio=0.5), **SMALL)
+    half = partial(RandomSelection, ratio=0.5)
+    LaVITTokenizer(tiny_backbone, selection=half, **SMALL)
     with pytest.raises(InputError, match="continues a tokenizer whose depth is 1, not 2"):
         LaVITTokenizer(tiny_backbone, **{**SMALL, "depth": 2})
-    second = LaVITTokenizer(tiny_backbone, quantizer=CODES, **SMALL)
+    second = LaVITTokenizer(tiny_backbone, quantizer=CODES, selection=half, **SMALL)
     assert isinstance(second.tokenizer.selection, RandomSelection) and second.tokenizer.num_codes == 6
     with pytest.raises(InputError, match=r"quantizer is VectorQuantizer\(dim=4, num_codes=6.*, not FSQ"):
-        LaVITTokenizer(tiny_backbone, quantizer=partial(FSQ, levels=[3, 3, 3, 3]), **SMALL)
+        LaVITTokenizer(tiny_backbone, quantizer=partial(FSQ, levels=[3, 3, 3, 3]), selection=half, **SMALL)
     with pytest.raises(InputError, match="not None; name the same one"):
-        LaVITTokenizer(tiny_backbone, **SMALL)
-    third = LaVITTokenizer(tiny_backbone, quantizer=CODES, **SMALL)
+        LaVITTokenizer(tiny_backbone, selection=half, **SMALL)
+    third = LaVITTokenizer(tiny_backbone, quantizer=CODES, selection=half, **SMALL)
     assert third.tokenizer.quantizer is second.tokenizer.quantizer
 
 

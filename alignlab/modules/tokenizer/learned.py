@@ -29,7 +29,7 @@ class LearnedSelection(Selection):
 
     Args:
         dim: Width C of the patch features, a multiple of 4.
-        decision: How evaluation decides. threshold: what is kept more probably than ``threshold`` says, 0.5 unless it
+        decision: How evaluation decides. threshold: what has log-odds of being kept above ``threshold``, 0 unless it
             has been calibrated; topk: the most probable share ``ratio`` of each picture, the first of equal ones;
             sample: as training does.
         ratio: Share that ``topk`` keeps, in (0, 1].
@@ -38,7 +38,7 @@ class LearnedSelection(Selection):
     """
 
     threshold: Tensor
-    """Scalar, the probability above which ``decision="threshold"`` keeps a patch."""
+    """Scalar, the log-odds in nats above which ``decision="threshold"`` keeps a patch."""
 
     def __init__(
         self, dim: int, *, decision: Decision = "threshold", ratio: float = 1 / 3, tau: float = 1.0, bias: float = 0.0
@@ -53,7 +53,7 @@ class LearnedSelection(Selection):
         check_ratio("LearnedSelection", ratio)
         self.dim, self.decision, self.ratio, self.tau = dim, decision, ratio, tau
         self.settings = {"decision": decision, "ratio": ratio, "tau": tau, "bias": bias}
-        self.register_buffer("threshold", torch.tensor(0.5))
+        self.register_buffer("threshold", torch.tensor(0.0))
         self.norm = nn.LayerNorm(dim)
         widths = (dim, dim, dim // 2, dim // 4, 2)
         self.linears = nn.ModuleList(nn.Linear(*pair) for pair in zip(widths, widths[1:], strict=False))
@@ -68,24 +68,24 @@ class LearnedSelection(Selection):
         if self.decision == "sample":
             return self._sample(features, noise)
         log_probs = self.log_probs(features)
-        keep = log_probs[..., 0]
-        mask = top(keep, self.ratio) if self.decision == "topk" else (keep > self.threshold.log()).to(keep.dtype)
+        keep, drop = log_probs.unbind(-1)
+        mask = top(keep, self.ratio) if self.decision == "topk" else (keep - drop > self.threshold).to(keep.dtype)
         return Kept(stop_gradient(_at_least_one(mask, keep)), log_probs)
 
     @torch.no_grad()
     def calibrate(self, log_probs: Tensor, ratio: float) -> None:
         """Let evaluation keep a share of all patches by what the selection says of some: as many as it is to keep.
 
-        A selection that is not yet sure of anything says less than 0.5 of nearly all. Then the threshold that keeps
+        A selection that is not yet sure of anything says less than 1/2 of nearly all. Then the threshold that keeps
         the share on average still keeps more of a picture where there is more to keep.
 
         Args:
             log_probs: (P, N, 2) of pictures of this process; those of all processes count, and each has to call it.
             ratio: The share, in (0, 1).
         """
-        keep = gather(log_probs[..., 0].exp())[0].flatten()
-        place = min(round((1 - ratio) * len(keep)), len(keep) - 1)
-        self.threshold.copy_(keep.sort().values[place])
+        odds = gather(log_probs[..., 0] - log_probs[..., 1])[0].flatten().sort().values
+        kept = max(1, min(round(ratio * len(odds)), len(odds) - 1))
+        self.threshold.copy_((odds[-kept - 1] + odds[-kept]) / 2)  # between what is dropped and what is kept
 
     def log_probs(self, features: Tensor) -> Tensor:
         """(P, N, 2) of keeping and of dropping, in nats, float32 or wider."""
