@@ -20,6 +20,12 @@ SHORT = [
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_an_experiment_takes_two_steps(path, tmp_path, tiny_path):
     overrides = [*SHORT, f"backbone.path={tiny_path}"]
+    if read(path).get("backbone", {}).get("path", "").startswith("stage:"):
+        overrides = list(SHORT)
+        for name, stage in read(path)["stages"].items():
+            overrides += [f"stages.{name}.trainer.max_steps=2", f"stages.{name}.data.num_train=200"]
+            if "path" not in stage.get("backbone", {}):
+                overrides.append(f"stages.{name}.backbone.path={tiny_path}")
     if path.parent.name == "pretrain":
         config = read(path, overrides)
         for stage in config.get("stages", {}).values():
