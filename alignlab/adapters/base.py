@@ -20,7 +20,8 @@ class Adapter(ABC):
 class Full(Adapter):
     """Train all weights of the named parts and freeze the others.
 
-    Adapters that are there already, of an earlier stage, stay as they are, frozen and at work.
+    Adapters that are there already, of an earlier stage, stay as they are, frozen and at work. So does a visual
+    tokenizer, until an objective trains it.
 
     Args:
         parts: Any of vision_tower, projector, language_model.
@@ -34,6 +35,7 @@ class Full(Adapter):
 
     def apply(self, backbone: Parted) -> None:
         check_whole("Full", backbone, self.parts)
+        backbone.requires_grad_(False)
         for parameter, part in backbone.part_of():
             parameter.requires_grad_(part in self.parts)
         for parameter in adapter_parameters(backbone.model):

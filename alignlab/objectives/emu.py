@@ -119,13 +119,13 @@ class Emu(Objective):
     def _pass(self, tokens: Tokens, reading: Reading | None) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, Tensor]:
         """What ``scored`` says of the texts, and the predicted and the true features, (M, C) each."""
         output = self.backbone(tokens, logits_at=predicting(tokens), features=reading)
-        words = scored(output.logits, tokens)
+        words, states = scored(output.logits, tokens), output.hidden.to(self.tokenizer.predict.weight.dtype)
         if reading is None:
-            return words, self.tokenizer.predict(output.hidden[:0, 0]), output.hidden.new_zeros(0, self.tokenizer.dim)
+            return words, self.tokenizer.predict(states[:0, 0]), states.new_zeros(0, self.tokenizer.dim)
         visual = visual_tokens(tokens, reading.keep)
         wanted = visual & follows(tokens)
         features = stop_gradient(self.tokenizer.tokens(reading.patches)).flatten(0, 1)  # (P n, C)
-        return words, self.tokenizer.predict(output.hidden[:, :-1][wanted[:, 1:]]), features[wanted[visual]]
+        return words, self.tokenizer.predict(states[:, :-1][wanted[:, 1:]]), features[wanted[visual]]
 
     def _written(self, batch: Batch, reading: Reading) -> tuple[Tokens, Reading]:
         """Captions with their pictures behind them, of the samples that have one."""

@@ -270,6 +270,19 @@ def test_texts_alone_are_trained_on_as_by_mle(tiny_backbone64, examples):
         assert parameter.grad is not None and not parameter.grad.any()
 
 
+def test_backbones_of_half_precision_train(tiny_path, examples):
+    objective = Emu(Backbone(str(tiny_path), dtype="bfloat16"), num_tokens=9)
+    whole = Emu(Backbone(str(tiny_path)), num_tokens=9)
+    whole.tokenizer.load_state_dict(objective.tokenizer.state_dict())
+    for some in (mixed(examples), mixed(examples)[2:]):
+        loss, expected = (each.loss(batch_of(each, some)) for each in (objective, whole))
+        assert loss.mean.dtype == torch.float32 and loss.weight == expected.weight
+        torch.testing.assert_close(loss.mean, expected.mean, rtol=3e-2, atol=0)
+        loss.mean.backward()
+    trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+    assert trained and all(parameter.grad is not None for parameter in trained)
+
+
 def test_it_continues_a_tokenizer(tiny_backbone, tmp_path, examples):
     first = Emu(tiny_backbone, num_tokens=9)
     tiny_backbone.save(tmp_path / "first")
