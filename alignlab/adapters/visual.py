@@ -198,6 +198,12 @@ class VisualTokens:
                 module._gradient_checkpointing_func = Remembering(checkpoint, self)
 
 
+def told(model: nn.Module, mask: Tensor) -> AbstractContextManager[None]:
+    """Tell a model's adapters for a while, if they ask, which tokens are visual; see ``VisualTokens.given``."""
+    tokens: VisualTokens | None = vars(model).get("_plora_tokens")
+    return nullcontext() if tokens is None else tokens.given(mask)
+
+
 class Remembering:
     """A checkpoint function of transformers whose recomputations know the visual tokens of their own pass.
 

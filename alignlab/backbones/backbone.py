@@ -17,7 +17,7 @@ from alignlab.backbones import blind, drawing, dynamic, patches, regressing, vlm
 from alignlab.backbones.answers import Answers, apart, is_causal, joined, masks_given, one_prompt, takes_masks
 from alignlab.backbones.encoding import Encoder
 from alignlab.backbones.parts import parts_of
-from alignlab.backbones.saving import beneath, read_tokenizer, save_adapted, save_tokenizer
+from alignlab.backbones.saving import TOKENIZER, beneath, read_tokenizer, save_adapted, save_tokenizer
 from alignlab.backbones.vocabulary import VisualVocabulary, add_visual_tokens
 from alignlab.batch import Tokens
 from alignlab.errors import InputError
@@ -90,6 +90,12 @@ class Backbone(Parted):
         self.visual_tokenizer: PictureTokenizer | None = None
         if (tokenizer := read_tokenizer(path, self.model)) is not None:
             self.visual_tokenizer = tokenizer
+        elif self.encoder.visual is not None:
+            raise InputError(
+                f"backbone.path: {path} has words for {self.encoder.visual.num_codes} visual codes, but the visual "
+                f"tokenizer that makes and decodes them is missing; put {TOKENIZER}/ back into a directory of all that "
+                "was saved or exported, which hub names cannot give"
+            )
         self.train()  # transformers loads models in evaluation mode
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -261,11 +267,7 @@ class Backbone(Parted):
         Raises:
             InputError: Pictures are read through a visual tokenizer.
         """
-        if dynamic.reads_kept(self):
-            raise InputError(
-                f"without_images: the backbone of {self.path} reads pictures through its visual tokenizer, which drops "
-                "some of their patches, so there are none to hide; use one that reads them whole"
-            )
+        dynamic.check_hides(self, "without_images")
         hidden = tokens.image_mask if hidden is None else hidden
         positions, reach = self._positions(tokens), blind.horizon(self.model.get_decoder())
         if not whole and (reach is None or tokens.input_ids.shape[1] <= reach):

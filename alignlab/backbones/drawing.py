@@ -1,12 +1,14 @@
 """drawing: sequences whose answer is a picture, to be trained on, and pictures drawn after prompts."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from alignlab.backbones.dynamic import vocabulary_of
 from alignlab.backbones.vocabulary import VisualVocabulary
@@ -140,7 +142,7 @@ def draw(backbone: "Backbone", prompts: Tokens, sampling: Sampling, *, seed: int
     tokens, devices = _begun(backbone.read_prompts(prompts), visual.start), []
     if backbone.device.type == "cuda":
         devices = [backbone.device]
-    with evaluating(backbone), torch.random.fork_rng(devices, enabled=seed is not None):
+    with evaluating(backbone), _plainly(backbone.model), torch.random.fork_rng(devices, enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
         ids = backbone.model.generate(
@@ -162,6 +164,19 @@ def draw(backbone: "Backbone", prompts: Tokens, sampling: Sampling, *, seed: int
         drawn = visual.among(ids)
         codes, counts = visual.codes(ids[drawn]), drawn.sum(1)
         return Drawing(codes, counts, tokenizer.pixels(tokenizer.decode_codes(codes, counts)))
+
+
+@contextmanager
+def _plainly(model: Any) -> Iterator[None]:
+    """For a while, ``generate`` knows nothing of how the model writes texts, such as a penalty on what it repeats.
+
+    Given a config for one call, it would take from the model's what that leaves open.
+    """
+    before, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = before
 
 
 def _begun(tokens: Tokens, start: int) -> Tokens:

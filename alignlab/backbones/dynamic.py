@@ -37,10 +37,20 @@ def reads_kept(backbone: "Backbone") -> bool:
     return backbone.visual_tokenizer is not None and backbone.visual_tokenizer.is_read
 
 
+def check_hides(backbone: "Backbone", who: str) -> None:
+    """Raise InputError where pictures are read through the visual tokenizer, so that none can be hidden."""
+    if reads_kept(backbone):
+        raise InputError(
+            f"{who}: the backbone of {backbone.path} reads pictures through its visual tokenizer, which drops some of "
+            "their patches, so there are none to hide; use one that reads them whole"
+        )
+
+
 def read(backbone: "Backbone", tokens: Tokens) -> Reading:
     """Read the pictures: through the visual tokenizer, then the projector, or as codes.
 
-    Where codes are read, the first placeholders of a picture stay, as many as it has codes.
+    Where codes are read, the first placeholders of a picture stay, as many as it has codes, and become the codes' own
+    tokens. An adapter that tells visual tokens by the placeholders, as PLoRA does, takes codes for text.
 
     Raises:
         InputError: Codes are to be read that have no tokens.

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from alignlab.adapters.visual import told
 from alignlab.backbones.drawing import Drawing
 from alignlab.backbones.patches import projector_of
 from alignlab.batch import IGNORE, Tokens
@@ -68,8 +69,9 @@ def draw(backbone: "Backbone", prompts: Tokens) -> Drawing:
     if tokenizer.pixel_decoder is None:
         raise InputError("draw needs a visual tokenizer that paints: it has no pixel decoder, such as PatchPixels")
     dtype, predicted = next(projector.parameters()).dtype, []
-    with evaluating(backbone):
-        tokens = backbone.read_prompts(prompts)
+    tokens = backbone.read_prompts(prompts)
+    visual = F.pad(tokens.image_mask, (0, tokenizer.num_tokens), value=True)
+    with evaluating(backbone), told(backbone.model, visual):
         mask, given = tokens.attention_mask, {"input_ids": tokens.input_ids, **tokens.vision}
         places, cache = (mask.cumsum(1) - 1).clamp(min=0), None
         while True:

@@ -37,14 +37,27 @@ def likelihood(backbone: Backbone, tokens: Tokens) -> Likelihood:
     return _likelihood(upcast(backbone(tokens, logits_at=kept).logits), targets, kept)
 
 
-def compared(start: Backbone, tuned: Backbone, tokens: Tokens) -> tuple[Likelihood, Likelihood, Tensor]:
-    """Read the answers with two backbones of one vocabulary.
+def compared(
+    start: Backbone, tuned: Backbone, tokens: Tokens, *, before: Tokens | None = None
+) -> tuple[Likelihood, Likelihood, Tensor]:
+    """Read the answers with two backbones of one vocabulary, but for visual tokens that the start does not have.
+
+    Args:
+        tokens: B conversations.
+        before: The same as the start reads them, where it has no visual tokens and the other has; these are no words
+            then: likelihoods are those of the words alone, renormalised.
 
     Returns:
         The likelihoods of both, and (B,) float64, summed over the supervised tokens: KL(start || tuned) in nats.
     """
     targets, kept = _targets(tokens)
-    both = [upcast(backbone(tokens, logits_at=kept).logits) for backbone in (start, tuned)]  # (M, V) each
+    read = tokens if before is None else before
+    both = [start(read, logits_at=_targets(read)[1]).logits, tuned(tokens, logits_at=kept).logits]
+    both = [upcast(logits) for logits in both]  # (M, V) each
+    if before is not None:
+        # Some of the start's rows that no word used may have become visual tokens' rows.
+        words = ~tuned.encoder.visual.tokens(both[1].shape[1], targets.device)
+        both = [logits[:, words[: logits.shape[1]]] for logits in both]
     nats = torch.cat([divergence(*part) for part in zip(*(logits.split(CHUNK) for logits in both), strict=True)])
     first, second = (_likelihood(logits, targets, kept) for logits in both)
     return first, second, _summed(_bounded(nats), kept)

@@ -23,6 +23,10 @@ class Retention(Evaluator):
     ``Example.conversation`` where that shows a picture, and is missing where none does. The score of an item is minus
     the nats per token by which the two differ on one text.
 
+    A backbone that has learned visual tokens since its start is compared on the start's words: each reads the
+    conversations in its own form, and of the tuned one's logits those of visual tokens are left out, so that its
+    perplexity is that of the words that remain, renormalised.
+
     Costs a second model of the same size on the same device, read anew in each call and freed behind it.
 
     Args:
@@ -71,7 +75,8 @@ class Retention(Evaluator):
         rows = []
         for part in self.batches(texts + shown, on_batch):
             tokens = backbone.encoder.conversations(part).to(backbone.device)
-            before, after, nats = compared(start, backbone, tokens)
+            read = start.encoder.conversations(part).to(backbone.device) if _has_learned(backbone, start) else None
+            before, after, nats = compared(start, backbone, tokens, before=read)
             rows.append(torch.stack([nats, before.logps, after.logps, after.counts], 1))
         of_texts, of_pictures = torch.cat(rows).split([len(texts), len(shown)])  # (number of conversations, 4)
         scores = -of_texts[:, 0] / of_texts[:, 3]
@@ -96,7 +101,11 @@ class Retention(Evaluator):
             start = Backbone(path, dtype=dtype, attention=backbone.model.config._attn_implementation)
         except InputError as error:
             raise _of_base(error) from None
-        if start.encoder.tokenizer.get_vocab() != backbone.encoder.tokenizer.get_vocab():
+        vocabulary, visual = backbone.encoder.tokenizer.get_vocab(), backbone.encoder.visual
+        if _has_learned(backbone, start):
+            among = visual.tokens(max(vocabulary.values()) + 1, torch.device("cpu")).tolist()
+            vocabulary = {word: id for word, id in vocabulary.items() if not among[id]}
+        if start.encoder.tokenizer.get_vocab() != vocabulary:
             raise InputError(
                 f"Retention compares distributions over one vocabulary, but {path} has another tokenizer than "
                 f"{backbone.path}; set base to a model of the same"
@@ -106,6 +115,11 @@ class Retention(Evaluator):
 
 def _of_base(error: InputError) -> InputError:
     return InputError(f"Retention: base: {str(error).removeprefix('backbone.path: ')}")
+
+
+def _has_learned(backbone: Backbone, start: Backbone) -> bool:
+    """Whether it has visual tokens that its start does not have."""
+    return backbone.encoder.visual is not None and start.encoder.visual is None
 
 
 def _shows(example: Example) -> bool:

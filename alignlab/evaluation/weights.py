@@ -11,6 +11,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
 from alignlab.backbones import Backbone
+from alignlab.backbones.dynamic import check_hides
 from alignlab.backbones.words import answer_texts, token_roles
 from alignlab.batch import IGNORE, ROLES, Example, Role, Tokens
 from alignlab.data.base import AlignmentData, Split
@@ -94,6 +95,10 @@ class TokenWeights(Evaluator):
             raise InputError(f"TokenWeights needs 0 <= low <= high, high > 0 and an odd window >= 1, got {given}")
         self.low, self.high, self.window = low, high, window
         self.num_pictures = num_pictures
+
+    def check_backbone(self, backbone: Backbone) -> None:
+        super().check_backbone(backbone)
+        check_hides(backbone, type(self).__name__)
 
     def evaluate(
         self, backbone: Backbone, data: AlignmentData, examples: list[Example], on_batch: OnBatch

@@ -61,6 +61,20 @@ backbone = Backbone(".").eval()  # this directory; backbone.draw draws pictures
 ```
 """
 
+UNREAD = """\
+# A model, and a visual tokenizer beside it
+
+Plain transformers reads the model (`AutoModelForImageTextToText.from_pretrained`), words and pictures. The tokenizer in
+`visual_tokenizer/` was trained on what its vision tower gives; the model does not read pictures through it. Both are
+read together by alignlab, or by `alignlab.load` from the run directory:
+
+```python
+from alignlab import Backbone
+
+tokenizer = Backbone(".").eval().visual_tokenizer  # this directory
+```
+"""
+
 PARTIAL = "import alignlab.adapters.plora  # which tells peft of branches that only some tokens take\n"
 QUANTIZED = "from alignlab.adapters.quantizing import quantize\n"
 
@@ -112,8 +126,9 @@ def _opened(source: Path) -> Backbone | DualEncoder:
 
 def readme(backbone: Backbone | DualEncoder, reason: str | None) -> str:
     """How what is exported is loaded, where that is not plain."""
-    tokenizer = backbone.visual_tokenizer if isinstance(backbone, Backbone) else None
-    texts = [] if tokenizer is None else [VISUAL if tokenizer.writes_codes or tokenizer.is_read else DRAWN]
+    texts = []
+    if isinstance(backbone, Backbone) and (tokenizer := backbone.visual_tokenizer) is not None:
+        texts = [VISUAL if tokenizer.is_read else UNREAD if tokenizer.writes_codes else DRAWN]
     return "\n".join(texts if reason is None else [*texts, _beside(backbone, reason)])
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from alignlab.backbones import Backbone
+from alignlab.backbones.dynamic import check_hides
 from alignlab.batch import Tokens
 from alignlab.errors import InputError
 from alignlab.functional import gaussian_blur
@@ -34,14 +35,22 @@ class Contrast(ABC):
         """Raise InputError if the backbone's pictures cannot be changed this way; by default any can."""
 
 
-class NoImage(Contrast):
+class _Hidden(Contrast):
+    """Pictures of which some positions are hidden."""
+
+    def check(self, backbone: Backbone) -> None:
+        if isinstance(backbone, Backbone):  # others are refused for what they cannot read
+            check_hides(backbone, type(self).__name__)
+
+
+class NoImage(_Hidden):
     """No picture at all."""
 
     def __call__(self, backbone: Backbone, tokens: Tokens, features: Any, ids: Sequence[str], *, whole: bool) -> Tokens:
         return backbone.without_images(tokens, features=features, whole=whole)
 
 
-class MaskedPatches(Contrast):
+class MaskedPatches(_Hidden):
     """The picture without some of its patches, the same ones of an example each time.
 
     Args:

@@ -9,6 +9,7 @@ import torch
 
 from alignlab.backbones import PARTS
 from alignlab.errors import InputError
+from alignlab.modules import GradientCodebook
 
 if TYPE_CHECKING:
     from alignlab.objectives.base import Objective
@@ -21,7 +22,7 @@ class Optimization:
     Args:
         lr: Peak learning rate.
         part_lr: Peak learning rate of single parts: vision_tower, projector, language_model.
-        weight_decay: Decoupled; matrices only.
+        weight_decay: Decoupled; matrices only, but no codebook, whose rows are places and not weights.
         betas: AdamW's averages of gradient and squared gradient.
         warmup_steps: Optimizer steps of linear warm-up.
         schedule: Course after warm-up; cosine and linear end at 0.
@@ -55,21 +56,23 @@ class Optimization:
 def optimizer_and_schedule(objective: "Objective", settings: Optimization, num_steps: int) -> dict:
     """AdamW over what trains, one group a part, and its learning-rate schedule, in Lightning's form."""
     part = {id(parameter): name for parameter, name in objective.backbone.part_of()}
+    codebooks = {id(module.codebook) for module in objective.modules() if isinstance(module, GradientCodebook)}
     groups: dict[tuple[str, bool], list[torch.nn.Parameter]] = {}
     for parameter in objective.parameters():
         if parameter.requires_grad:
-            groups.setdefault((part.get(id(parameter), "objective"), parameter.ndim > 1), []).append(parameter)
+            decays = parameter.ndim > 1 and id(parameter) not in codebooks
+            groups.setdefault((part.get(id(parameter), "objective"), decays), []).append(parameter)
     if not groups:
         raise InputError(f"{type(objective).__name__} has nothing to train: the adapter froze every parameter")
     optimizer = torch.optim.AdamW(
         [
             {
                 "params": parameters,
-                "name": f"{name}{'' if matrix else '_vectors'}",
+                "name": f"{name}{'' if decays else '_vectors'}",
                 "lr": settings.part_lr.get(name, settings.lr),
-                "weight_decay": settings.weight_decay if matrix else 0.0,
+                "weight_decay": settings.weight_decay if decays else 0.0,
             }
-            for (name, matrix), parameters in groups.items()
+            for (name, decays), parameters in groups.items()
         ],
         betas=settings.betas,
         foreach=True,

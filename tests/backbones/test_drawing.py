@@ -164,3 +164,14 @@ def test_what_cannot_be_drawn_is_refused(tiny_backbone):
     tiny_backbone.visual_tokenizer.pixel_decoder = None
     with pytest.raises(InputError, match="pixel decoder"):
         tiny_backbone.draw(asked(tiny_backbone))
+
+
+def test_how_the_model_writes_texts_is_no_matter_to_what_it_draws(tiny_backbone):
+    backbone = with_tokens(tiny_backbone)
+    prompts, settings = asked(backbone), {"temperature": 0.0, "min_new_tokens": 8}
+    before, config = backbone.draw(prompts, **settings), backbone.model.generation_config
+    config.repetition_penalty, config.no_repeat_ngram_size = 50.0, 1
+    after = backbone.draw(prompts, **settings)
+    assert torch.equal(after.codes, before.codes) and torch.equal(after.counts, before.counts)
+    assert backbone.model.generation_config is config
+    assert len(before.codes.unique()) < len(before.codes) / 3  # they repeat, else the test says little

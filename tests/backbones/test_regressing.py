@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from adapting import disturb
 from torch import nn
 from visual import learned, prompts_of, tokenizer_for, with_tokens
 
 from alignlab import InputError
+from alignlab.adapters import PLoRA
 from alignlab.backbones import Backbone, dynamic
 from alignlab.backbones.patches import projector_of
 from alignlab.backbones.tiny import make_exact
@@ -63,8 +65,12 @@ def test_prompts_with_pictures_are_refused(tiny_backbone, examples):
         backbone.feature_sequences(prompts_of(backbone, examples), drop=torch.zeros(3, dtype=torch.bool))
 
 
-def by_hand(backbone, prompts, num_tokens):
-    """The features drawn after each prompt alone, all states computed anew for each."""
+def by_hand(backbone, prompts, num_tokens, *, telling=False):
+    """The features drawn after each prompt alone, all states computed anew for each.
+
+    Args:
+        telling: Say of what is drawn that it is visual, of prompts without pictures.
+    """
     projector, embed = projector_of(backbone), backbone.model.get_input_embeddings()
     drawn = []
     for row in range(len(prompts)):
@@ -82,8 +88,10 @@ def by_hand(backbone, prompts, num_tokens):
                 place += PATCHES if is_shown else 1
             rows = torch.cat(parts)[None]
         found = []
+        words = rows.shape[1]
         for _ in range(num_tokens):
-            state = backbone.model.base_model(inputs_embeds=rows, use_cache=False).last_hidden_state[0, -1]
+            said = {"visual_token_mask": torch.arange(rows.shape[1])[None] >= words} if telling else {}
+            state = backbone.model.base_model(inputs_embeds=rows, use_cache=False, **said).last_hidden_state[0, -1]
             found.append(backbone.visual_tokenizer.predict(state))
             rows = torch.cat([rows, projector(found[-1][None, None])], 1)
         drawn.append(torch.stack(found))
@@ -101,6 +109,19 @@ def test_a_picture_is_that_of_a_loop_without_cache(exact, examples, num_tokens, 
     expected = backbone.visual_tokenizer.pixel_decoder(by_hand(backbone, prompts, num_tokens))
     assert (expected[0] - expected[1]).abs().max() > 1e-4  # pictures follow their prompts
     torch.testing.assert_close(drawing.pixels, expected, rtol=1e-9, atol=1e-9)
+
+
+@torch.no_grad()
+def test_what_is_drawn_is_visual_to_adapters(exact):
+    backbone = attach(exact, 9)
+    PLoRA(ranks={"visual": 4}).apply(backbone)
+    prompts = asked(backbone)
+    before = backbone.draw(prompts).pixels
+    disturb(backbone)
+    drawing = backbone.draw(prompts)
+    expected = backbone.visual_tokenizer.pixel_decoder(by_hand(backbone, prompts, 9, telling=True))
+    torch.testing.assert_close(drawing.pixels, expected, rtol=1e-9, atol=1e-9)
+    assert (drawing.pixels - before).abs().max() > 1e-4
 
 
 def test_a_read_of_all_patches_gives_the_states_of_the_model(exact, examples):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 import time
 
 import pytest
@@ -279,3 +280,13 @@ def test_states_are_named_alike_whatever_came_first(tiny_backbone, tmp_path):
     tiny_backbone.save(tmp_path / "a")
     config = json.loads((tmp_path / "a" / "visual_tokenizer" / "config.json").read_text())
     assert config["split"] and set(Backbone(str(tmp_path / "a")).state_dict()) == set(tiny_backbone.state_dict())
+
+
+def test_words_for_codes_without_their_tokenizer_are_refused(tiny_backbone, tmp_path):
+    with_tokens(tiny_backbone).save(tmp_path / "saved")
+    assert Backbone(str(tmp_path / "saved")).encoder.visual is not None
+    shutil.rmtree(tmp_path / "saved" / "visual_tokenizer")
+    with pytest.raises(InputError, match=f"words for {CODES} visual codes, but .* is missing; put visual_tokenizer/"):
+        Backbone(str(tmp_path / "saved"))
+    with torch.device("meta"), pytest.raises(InputError, match="is missing"):
+        Backbone(str(tmp_path / "saved"), fresh=PARTS)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from listed import Listed
 from peft import LoraConfig
+from visual import CODES, with_tokens
 
 from alignlab.adapters import adapter_parameters
 from alignlab.backbones import Backbone
@@ -127,6 +128,30 @@ def test_a_model_that_broke_has_the_most_to_lose(changed, scenes):
         tuned.model.get_output_embeddings().weight.fill_(torch.nan)
     scores = Retention()(tuned, Listed(scenes)).scores
     assert scores["text_kl"] == scores["image_kl"] == 100.0
+
+
+def test_visual_tokens_that_the_start_lacks_are_no_words(changed, tiny_backbone, scenes):
+    tuned = with_tokens(changed("language_model"))
+    head = tuned.model.get_output_embeddings()
+    with torch.no_grad():
+        head.weight[-CODES - 2 :] = 50 * head.weight[:1]  # so that they matter where they are not left out
+    scores = Retention(batch_size=4)(tuned, Listed(scenes)).scores
+    nats, costs = [], []
+    for example in scenes:
+        tokens = tuned.encoder.conversations([(example.id, example.text)])
+        inputs = {"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask}
+        with torch.no_grad():
+            both = [each.eval().model(**inputs).logits[0, :-1] for each in (tiny_backbone, tuned)]
+        assert both[1].shape[1] == both[0].shape[1] + CODES + 2
+        p, q = (logits[:, : both[0].shape[1]].log_softmax(-1) for logits in both)
+        wanted, labels = tokens.labels[0, 1:] != -100, tokens.labels[0, 1:].clamp(min=0)
+        nats += (p.exp() * (p - q)).sum(-1)[wanted].tolist()
+        costs += (-q.gather(1, labels[:, None])[:, 0])[wanted].tolist()
+    assert scores["text_kl"] == pytest.approx(sum(nats) / len(nats), abs=1e-5) and scores["text_kl"] > 0.01
+    assert scores["text_perplexity"] == pytest.approx(math.exp(sum(costs) / len(costs)), rel=1e-4)
+    assert scores["image_kl"] > 0
+    plain = TextPerplexity()(tiny_backbone, Listed(scenes)).scores["perplexity"]
+    assert scores["text_perplexity_start"] == pytest.approx(plain, rel=1e-5)
 
 
 def test_texts_alone_have_no_score_of_pictures(tiny_backbone):

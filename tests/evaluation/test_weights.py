@@ -10,6 +10,7 @@ from listed import Listed
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+from visual import with_tokens
 
 from alignlab.backbones import Backbone
 from alignlab.batch import IGNORE, Example, Turn
@@ -245,6 +246,12 @@ def test_another_s_picture_adds_less(aligned, noisy):
 def test_settings_that_make_no_weights_are_refused(settings):
     with pytest.raises(InputError, match="TokenWeights needs 0 <= low <= high, high > 0 and an odd window >= 1, got"):
         TokenWeights(**settings)
+
+
+def test_a_backbone_that_reads_pictures_in_part_is_refused(tiny_backbone):
+    TokenWeights().check_backbone(tiny_backbone)
+    with pytest.raises(InputError, match="TokenWeights: .* reads pictures through its visual tokenizer"):
+        TokenWeights().check_backbone(with_tokens(tiny_backbone))
 
 
 class TestTexts:

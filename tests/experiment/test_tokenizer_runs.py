@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText
+from visual import tokenizer_for
 
 import alignlab
 from alignlab import InputError
@@ -130,6 +131,15 @@ def test_a_run_is_loaded_judged_again_and_exported(config, tmp_path, examples):
     logits = plain(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).logits
     assert torch.allclose(logits, backbone(tokens).logits, atol=1e-5)
     assert json.loads((tmp_path / "out" / "visual_tokenizer" / "config.json").read_text())["split"]
+
+
+def test_of_a_tokenizer_that_is_not_read_export_says_no_more(tiny_backbone, tmp_path):
+    tiny_backbone.visual_tokenizer = tokenizer_for(split=False)
+    tiny_backbone.save(tmp_path / "saved")
+    export(tmp_path / "saved", tmp_path / "out")
+    told = (tmp_path / "out" / "README.md").read_text()
+    assert "does not read pictures through it" in told and "visual_tokenizer/" in told
+    assert "draw" not in told and "projector" not in told
 
 
 def test_with_adapters_export_says_both(config, tmp_path):

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from lightning.pytorch.loggers import Logger
 from alignlab import InputError
 from alignlab.adapters import Full
 from alignlab.data import Scenes
-from alignlab.objectives import MLE, InfoNCE, Optimization
+from alignlab.modules import GradientCodebook
+from alignlab.objectives import MLE, InfoNCE, LaVITTokenizer, Optimization
 from alignlab.objectives.optimization import optimizer_and_schedule, schedule_factor
 
 
@@ -111,6 +113,18 @@ def test_validation_loss_is_weighted_by_tokens(tiny_backbone64):
     split = data.examples("val")
     whole = objective.loss(objective.backbone.encoder.batch([split[i] for i in range(20)], objective.requires)).mean
     assert recorder.lines[0][1]["val/loss"] == pytest.approx(whole.item(), rel=1e-9)
+
+
+def test_codebooks_do_not_decay(tiny_backbone):
+    form = {"depth": 1, "num_heads": 2, "mlp_ratio": 2.0, "code_dim": 8}
+    objective = LaVITTokenizer(tiny_backbone, quantizer=partial(GradientCodebook, num_codes=12), **form)
+    objective.optimization = Optimization(lr=1.0, weight_decay=0.1)
+    groups = optimizer_and_schedule(objective, objective.optimization, 10)["optimizer"].param_groups
+    decay = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
+    codebook = objective.tokenizer.quantizer.codebook
+    assert codebook.ndim == 2 and decay[id(codebook)] == 0.0
+    matrices = {id(each) for each in objective.parameters() if each.requires_grad and each.ndim > 1}
+    assert {decay[each] for each in matrices - {id(codebook)}} == {0.1}
 
 
 def test_each_part_has_its_own_learning_rate(tiny_backbone):

@@ -17,6 +17,7 @@ from transformers import (
     Qwen2VLImageProcessorPil,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from visual import with_tokens
 
 from alignlab import InputError
 from alignlab.batch import IGNORE, Batch, Tokens, Turn
@@ -286,6 +287,16 @@ def test_settings_out_of_range_are_refused(tiny_backbone, settings):
 def test_contrasts_out_of_range_are_refused(make, message):
     with pytest.raises(InputError, match=message):
         make()
+
+
+@pytest.mark.parametrize("contrast", [None, MaskedPatches()])
+def test_pictures_that_are_read_in_part_cannot_be_hidden(tiny_backbone, examples, contrast):
+    CAL(tiny_backbone, contrast=contrast)
+    with_tokens(tiny_backbone)
+    with pytest.raises(InputError, match="reads pictures through its visual tokenizer, .* so there are none to hide"):
+        CAL(tiny_backbone, contrast=contrast)
+    objective = CAL(tiny_backbone, contrast=MeanColor())  # these can be painted over
+    assert objective.loss(batch_of(objective, examples)).mean.isfinite()
 
 
 def test_a_contrast_is_named_in_a_config():
