@@ -8,6 +8,7 @@ from alignlab.backbones import Backbone, DualEncoder
 from alignlab.backbones.pictures import open_image
 from alignlab.batch import Example, Turn
 from alignlab.data.base import AlignmentData, Split
+from alignlab.data.identity import seed_of
 from alignlab.errors import InputError
 from alignlab.evaluation.base import Evaluation, Evaluator, OnBatch, mean, thumbnail
 from alignlab.evaluation.panels import beside, picture_of
@@ -21,8 +22,8 @@ class ImageGeneration(Evaluator):
     The data judge the pictures (``data.drawn``): the lab reads the objects in them, and says how many pictures have
     the caption's objects and no others, ``exact``, what share of the words for shape, colour and size they have,
     whether as many objects, and which share of the relations holds. ``tokens`` is the mean number of tokens of a
-    picture. ``shuffled/<score>`` is what the same drawings score where each is judged by another's caption: what drawing
-    anything that looks like the data is worth. No more can be right than a tokenizer keeps: Reconstruction's
+    picture. ``shuffled/<score>`` is what the same drawings score where each is judged by another's caption: what
+    drawing anything that looks like the data is worth. No more can be right than a tokenizer keeps: Reconstruction's
     ``read_exact`` says how much that is.
 
     Codes are sampled, so that scores have the noise of the samples, which differ with ``seed`` and ``batch_size``.
@@ -101,7 +102,7 @@ class ImageGeneration(Evaluator):
                 guidance=self.guidance,
                 top_k=self.top_k,
                 temperature=self.temperature,
-                seed=self.seed + number,
+                seed=seed_of(self.seed, str(number)),  # a sum would be another seed's of another batch
             )
             pictures += map(picture_of, drawing.pixels)
             tokens += drawing.counts.tolist()
