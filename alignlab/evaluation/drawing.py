@@ -8,6 +8,7 @@ from alignlab.backbones import Backbone, DualEncoder
 from alignlab.backbones.pictures import open_image
 from alignlab.batch import Example, Turn
 from alignlab.data.base import AlignmentData, Split
+from alignlab.data.identity import seed_of
 from alignlab.errors import InputError
 from alignlab.evaluation.base import Evaluation, Evaluator, OnBatch, mean, thumbnail
 from alignlab.evaluation.panels import beside, picture_of
@@ -101,7 +102,7 @@ class ImageGeneration(Evaluator):
                 guidance=self.guidance,
                 top_k=self.top_k,
                 temperature=self.temperature,
-                seed=self.seed + number,
+                seed=seed_of(self.seed, str(number)),  # a sum would be another seed's of another batch
             )
             pictures += map(picture_of, drawing.pixels)
             tokens += drawing.counts.tolist()

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional import spearman_corrcoef
 
-from alignlab.backbones import Backbone
+from alignlab.backbones import Backbone, DualEncoder
+from alignlab.backbones.patches import check_patchwise
 from alignlab.backbones.pictures import open_image
 from alignlab.batch import Example
 from alignlab.data.base import AlignmentData, Split
@@ -69,10 +70,11 @@ class Reconstruction(Evaluator):
     dB and ``ssim``, means over pictures, and ``read_<name>`` as data that can read pictures judge the decoded ones
     (``data.drawn``); ``read_exact`` is what drawing from captions can reach at best.
 
-    Discrete: ``usage``, the share of the codes that come up, and their ``perplexity``, both over all tokens of the
-    examples, so compare them at equal ``num_examples`` alone; ``quantization_error``, the squared distance of vectors
-    of length 1 from their codes', made as long; ``stability``, of the patches kept of a picture or of the same
-    shifted by one pixel the share that are kept of both and have the same code.
+    Discrete: ``usage``, the share of the codes that come up, and ``code_perplexity``, how many of them are in use in
+    effect, both over all tokens of the examples, so compare them at equal ``num_examples`` alone;
+    ``quantization_error``, the squared distance of vectors of length 1 from their codes', made as long; ``stability``,
+    of the patches kept of a picture or of the same shifted by one pixel the share that are kept of both and have the
+    same code.
 
     A tokenizer that does not quantize has none of the third corner, and ``bits`` as its vectors are kept, in their
     type. A backbone without a tokenizer stands for the vision tower's features as they are: all patches, cosine 1.
@@ -100,11 +102,31 @@ class Reconstruction(Evaluator):
         super().__init__(num_examples=num_examples, batch_size=batch_size, split=split, data=data, label=label)
         self.num_pictures = num_pictures
 
+    def check(self, data: AlignmentData | type[AlignmentData]) -> None:
+        super().check(data)
+        if not isinstance(data, type) and len(examples := data.examples(self.split)):
+            self._check_shown([examples[0]])
+
+    def check_backbone(self, backbone: Backbone | DualEncoder) -> None:
+        super().check_backbone(backbone)
+        shown = backbone.encoder.image_processor(images=[Image.new("RGB", (64, 64))], return_tensors="pt")
+        values = shown.get("pixel_values")
+        if not isinstance(values, Tensor) or values.dim() != 4 or values.shape[:2] != (1, 3):
+            came = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise InputError(
+                f"{type(self).__name__} rebuilds pictures (3, height, width), but the processor of {backbone.path} "
+                f"makes pixel values {came} of one, in patches or crops, say; leave it out"
+            )
+        check_patchwise(backbone)
+
+    def _check_shown(self, examples: Sequence[Example]) -> None:
+        if unseen := [example.id for example in examples if not example.images]:
+            raise InputError(f"{type(self).__name__} rebuilds pictures, but example {unseen[0]!r} has none")
+
     def evaluate(
         self, backbone: Backbone, data: AlignmentData, examples: list[Example], on_batch: OnBatch
     ) -> Evaluation:
-        if unseen := [example.id for example in examples if not example.images]:
-            raise InputError(f"{type(self).__name__} rebuilds pictures, but example {unseen[0]!r} has none")
+        self._check_shown(examples)
         found = _Found()
         for part in self.batches(examples, on_batch):
             self._rebuild(backbone, data, part, found)
@@ -116,7 +138,7 @@ class Reconstruction(Evaluator):
             scores |= {
                 "bits_entropy": code_bits(scores["tokens"], perplexity),
                 "usage": usage,
-                "perplexity": perplexity,
+                "code_perplexity": perplexity,
                 "quantization_error": quantization_error(*torch.cat(found.directions, 1)).item(),
             }
             items.append(_codebook(codes, num_codes, usage, perplexity))

@@ -8,8 +8,8 @@ SIZES = ("tokens", "bits", "bits_entropy")
 LOWER_IS_BETTER = ("perplexity", "nats", "error", "distance", "unparsed", "kl", "log_ratio", *SIZES)
 """Last words of the names of metrics of which less is better."""
 
-SPREAD = ("reconstruction/perplexity",)
-"""Metrics of which more is better for all that: how many codes are in use, in effect."""
+SPREAD = ("code_perplexity",)
+"""Last words of those of which more is better for all that: how many codes are in use, in effect."""
 
 HALLUCINATED = ("chair/sentence", "chair/instance")
 """Metrics of which less is better, too."""
@@ -43,7 +43,7 @@ def is_chance(metric: str) -> bool:
 
 def lower_is_better(metric: str) -> bool:
     """Whether little of a metric is good, by the last word of its name: ``text/perplexity``, ``box/mean_error``."""
-    return metric not in SPREAD and (metric in HALLUCINATED or _ends(metric, LOWER_IS_BETTER))
+    return not _ends(metric, SPREAD) and (metric in HALLUCINATED or _ends(metric, LOWER_IS_BETTER))
 
 
 def is_size(metric: str) -> bool:

@@ -9,12 +9,13 @@ import torch
 from listed import Listed
 from PIL import Image
 from torch import nn
-from transformers import CLIPConfig
+from transformers import CLIPConfig, Qwen2VLImageProcessorPil
 
-from alignlab.backbones import Backbone, DualEncoder
+from alignlab.backbones import PARTS, Backbone, DualEncoder
 from alignlab.backbones.tiny import write_tiny_dual
 from alignlab.batch import Example, Turn
 from alignlab.data import Scenes
+from alignlab.data.identity import seed_of
 from alignlab.errors import InputError
 from alignlab.evaluation import ImageGeneration, Reconstruction
 from alignlab.evaluation.panels import BARS, GAP, beside, code_bars, kept_alone, picture_of
@@ -78,7 +79,7 @@ class TestReconstruction:
         times = torch.bincount(seen.codes, minlength=CODES).double()
         shares = times[times > 0] / times.sum()
         perplexity = math.exp(-(shares * shares.log()).sum())
-        assert scores["perplexity"] == pytest.approx(perplexity)
+        assert scores["code_perplexity"] == pytest.approx(perplexity)
         assert scores["bits_entropy"] == pytest.approx(counts.mean().item() * math.log2(perplexity))
         assert scores["usage"] == (times > 0).double().mean().item()
         cosines = nn.functional.cosine_similarity(decoded, features, dim=-1).mean(1)
@@ -101,7 +102,7 @@ class TestReconstruction:
         assert items[0]["picture"].size == (3 * 96 + 2 * GAP, 96)
         assert items[0]["output"].endswith("of 36 patches") and items[0]["id"] == "test-0"
         assert book["id"] == "codebook" and book["picture"].size == BARS and book["score"] == found.scores["usage"]
-        assert f"of {CODES} codes, perplexity {found.scores['perplexity']:.1f}" in book["output"]
+        assert f"of {CODES} codes, perplexity {found.scores['code_perplexity']:.1f}" in book["output"]
 
     def test_nothing_is_lost_of_features_as_they_are(self, tiny_backbone, data):
         found = Reconstruction(num_examples=12)(tiny_backbone, data)
@@ -155,6 +156,31 @@ class TestReconstruction:
         with pytest.raises(InputError, match="rebuilds pictures, but example 'a' has none"):
             Reconstruction()(tiny_backbone, Listed([Example("a", captions=("a dog",))]))
 
+    def test_what_cannot_be_rebuilt_is_refused_before_training(self, tiny_path, tiny_backbone, data):
+        judge = Reconstruction()
+        with pytest.raises(InputError, match="rebuilds pictures, but example 'a' has none"):
+            judge.check(Listed([Example("a", captions=("a dog",))]))
+        judge.check(data)
+        judge.check(Scenes)  # a class: its settings are not known yet
+        with torch.device("meta"):
+            outline = Backbone(str(tiny_path), fresh=PARTS)
+        judge.check_backbone(outline)
+
+        class Mixing(nn.Sequential):
+            """A projector that makes of each patch something of all."""
+
+            def forward(self, features):
+                return super().forward(features).cumsum(1)
+
+        base = tiny_backbone.model.base_model
+        base.multi_modal_projector = Mixing(base.multi_modal_projector)
+        with pytest.raises(InputError, match="its projector does not map patch by patch"):
+            judge.check_backbone(tiny_backbone)
+        in_patches = Qwen2VLImageProcessorPil(min_pixels=28 * 28, max_pixels=56 * 56)
+        tiny_backbone.encoder.image_processor = in_patches
+        with pytest.raises(InputError, match=r"the processor of .* makes pixel values \(16, 1176\) of one"):
+            judge.check_backbone(tiny_backbone)
+
     def test_the_mode_comes_back_and_statistics_stay(self, tiny_backbone, data):
         backbone = attach(tiny_backbone).train()
         before = {name: value.clone() for name, value in backbone.visual_tokenizer.state_dict().items()}
@@ -182,7 +208,7 @@ class TestImageGeneration:
         examples = data.examples("test")[:3]
         assert all(example.target[0] == example.captions[0] and len(example.target) == 2 for example in examples)
         prompts = drawing.encoder.prompts([(Turn("user", example.target),) for example in examples])
-        for item, pixels in zip(found.items, drawing.draw(prompts, seed=7).pixels, strict=True):
+        for item, pixels in zip(found.items, drawing.draw(prompts, seed=seed_of(7, "0")).pixels, strict=True):
             assert (np.asarray(item["picture"])[:, -96:] == np.asarray(beside(picture_of(pixels)))).all()
 
     def test_the_samples_are_those_of_the_seed(self, drawing, data):
@@ -192,6 +218,19 @@ class TestImageGeneration:
         pixels = [[np.asarray(item["picture"]) for item in found.items] for found in (first, again, other)]
         assert all((one == two).all() for one, two in zip(pixels[0], pixels[1], strict=True))
         assert any((one != two).any() for one, two in zip(pixels[0], pixels[2], strict=True))
+
+    def test_batches_of_one_seed_are_not_those_of_another(self, drawing, data):
+        seeds = []
+
+        class Noting(type(drawing)):
+            def draw(self, prompts, **settings):
+                seeds.append(settings["seed"])
+                return super().draw(prompts, **settings)
+
+        drawing.__class__ = Noting
+        for seed in (0, 1, 2):
+            ImageGeneration(num_examples=6, batch_size=2, seed=seed)(drawing, data)
+        assert len(set(seeds)) == len(seeds) == 9
 
     def test_a_painter_of_the_truth_is_always_right(self, drawing, data):
         class Copies(PatchPixels):

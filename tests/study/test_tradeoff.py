@@ -105,7 +105,7 @@ def test_what_is_lost_is_known_by_its_name():
     assert is_chance("retention/text_perplexity_start") and not any(map(is_chance, lost))
 
 
-BITS, COSINE, PERPLEXITY = "reconstruction/bits", "reconstruction/cosine", "reconstruction/perplexity"
+BITS, COSINE, PERPLEXITY = "reconstruction/bits", "reconstruction/cosine", "reconstruction/code_perplexity"
 TRIANGLE = {
     "codes": {BITS: (96.0, 100.0), COSINE: (0.8, 0.82), PERPLEXITY: (180.0, 200.0)},
     "one code": {BITS: (8.0, 8.0), COSINE: (0.3, 0.31), PERPLEXITY: (2.0, 3.0)},
@@ -126,7 +126,7 @@ def test_a_third_metric_is_the_area_of_points_and_hollow_ones_have_none(tmp_path
     assert svg.count("stroke-width: 1.8") == 2  # the hollow one, defined and used
     assert trade_note(results).endswith(
         "has less of reconstruction/bits (left) and more of reconstruction/cosine (up). The area of a point is its "
-        "reconstruction/perplexity; a hollow one has none."
+        "reconstruction/code_perplexity; a hollow one has none."
     )
     assert "| continuous | 73728 ± 0 | 1.000 ± 0.000 | n/a |" in markdown(results)
     assert "| codes | 98.000 ± 25.412 | 0.810 ± 0.127 | 190.000 ± 127.062 |" in markdown(results)
@@ -145,7 +145,7 @@ def test_an_arm_that_lacks_metrics_stands_in_every_table_and_plot(tmp_path):
     said = summary(results)
     assert said[-1] == "no tokenizer against codes: no metric is scored in both."
     assert said[2].startswith("continuous against codes: ") and "perplexity" not in said[2]
-    assert "| reconstruction/perplexity | 190.000 ± 127.062 | 2.500 ± 6.353 | n/a | n/a |" in markdown(results)
+    assert "| reconstruction/code_perplexity | 190.000 ± 127.062 | 2.500 ± 6.353 | n/a | n/a |" in markdown(results)
     page = html(results)
     assert page.count(">no score</text>") == 1 + 1 + 2 + 3  # bits, cosine, perplexity, caption
 
@@ -153,10 +153,11 @@ def test_an_arm_that_lacks_metrics_stands_in_every_table_and_plot(tmp_path):
 def test_sizes_are_drawn_by_their_ratios_and_less_is_better():
     sizes = ("reconstruction/tokens", "reconstruction/bits", "own/bits_entropy")
     assert all(map(is_size, sizes)) and all(map(lower_is_better, sizes))
-    others = ("reconstruction/cosine", "reconstruction/psnr", "reconstruction/usage", "reconstruction/perplexity")
+    others = ("reconstruction/cosine", "reconstruction/psnr", "reconstruction/usage", "reconstruction/code_perplexity")
     assert not any(map(is_size, others)) and not any(map(lower_is_better, others))
+    assert not lower_is_better("my_label/code_perplexity")  # whatever the evaluator is called
     assert lower_is_better("reconstruction/quantization_error") and lower_is_better("text/perplexity")
     assert is_chance("reconstruction/tokens_std") and is_chance("drawing/tokens")
     assert is_chance("reconstruction/cosine_constant")
-    assert not is_chance("reconstruction/tokens") and not is_chance("reconstruction/perplexity")
+    assert not is_chance("reconstruction/tokens") and not is_chance("reconstruction/code_perplexity")
     assert not is_size("own/tokens_std")
