@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from alignlab.batch import IGNORE, Turn
+from alignlab.data import Scenes
 from alignlab.modules import LearnedSelection, PatchPixels, RandomSelection, VectorQuantizer, VisualTokenizer
 
 CODES, PATCHES, DIM = 12, 36, 32
@@ -32,7 +33,12 @@ def tokenizer_for(selection=None, *, split=True, discrete=False, dim=DIM):
 def with_tokens(backbone, selection=None, **settings):
     backbone.visual_tokenizer = tokenizer_for(selection, **settings).to(backbone.model.dtype)
     backbone.add_visual_tokens()
-    return backbone.eval()
+    chosen = backbone.eval().visual_tokenizer.selection
+    if isinstance(chosen, LearnedSelection):  # half of the patches, more of some pictures than of others
+        shown = [(Turn("user", (example.images[0], "")),) for example in Scenes().examples("val")[:8]]
+        with torch.no_grad():
+            chosen.calibrate(chosen.log_probs(backbone.patch_features(backbone.encoder.prompts(shown))), 0.5)
+    return backbone
 
 
 def learned(dim):

@@ -36,7 +36,8 @@ def test_a_visual_tokenizer_is_frozen_until_an_objective_trains_it(tiny_backbone
     LaVIT(tiny_backbone)
     assert trained() == {"input_merger"}
     tiny_backbone.visual_tokenizer.input_merger = None
-    LaVITTokenizer(tiny_backbone, quantizer=partial(VectorQuantizer, num_codes=CODES), **SMALL)
+    codes = partial(VectorQuantizer, num_codes=CODES)
+    LaVITTokenizer(tiny_backbone, quantizer=codes, selection=AllPatches, **SMALL)
     assert trained() >= {"merger", "decoder", "pixel_decoder"}
     tiny_backbone.visual_tokenizer = None
     Emu(tiny_backbone, num_tokens=9)

@@ -51,7 +51,7 @@ SHIPPED = {
     "LLM2CLIP, two towers": partial(LLM2CLIP, label_smoothing=0.1),
     "LaVITTokenizer": TOKENIZER,
     "LaVITTokenizer, quantized": partial(TOKENIZER, quantizer=partial(VectorQuantizer, num_codes=16)),
-    "LaVITTokenizer, LFQ": partial(TOKENIZER, quantizer=partial(LFQ, bits=4)),
+    "LaVITTokenizer, LFQ": partial(TOKENIZER, quantizer=partial(LFQ, bits=6)),
     "Emu": Emu,
     "Emu, 9 tokens": partial(Emu, num_tokens=9, captions_supervised=True, drop_text=0.5),
     "LaVIT": LaVIT,

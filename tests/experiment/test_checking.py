@@ -47,7 +47,10 @@ BAD = {
         {"wandb": {"mode": "onlin"}},
         ["wandb.mode: expected one of offline, online, disabled", "mean 'online'"],
     ),
-    "missing objective": ({"objective": None}, ["objective: missing", "InfoNCE, LLM2CLIP, LLM2CLIPText, MLE, Mixture"]),
+    "missing objective": (
+        {"objective": None},
+        ["objective: missing", "InfoNCE, LLM2CLIP, LLM2CLIPText, LaVIT, LaVITTokenizer, MLE, Mixture"],
+    ),
     "missing data": ({"data": None}, ["data: missing", "Scenes"]),
     "missing argument": (
         {"data": {"class_path": "LlavaJson", "init_args": {"path": "a.json"}}},

@@ -85,7 +85,7 @@ def test_a_patch_is_painted_in_its_place_from_what_is_around_it():
 def test_pixels_of_a_patch_lie_row_by_row_as_torch_shuffles_them():
     made, x = pixels(), features(2, num_patches=6)
     around = nn.functional.unfold(x.mT.unflatten(-1, (2, 3)), 3, padding=1)  # (P, C 9, N), by channel
-    around = around.unflatten(1, (3, 9)).permute(0, 3, 2, 1).flatten(2)  # (P, N, 9 C), by place
+    around = around.unflatten(1, (-1, 9)).permute(0, 3, 2, 1).flatten(2)  # (P, N, 9 C), by place
     painted = made.paint(around).mT.unflatten(-1, (2, 3))
     expected = nn.functional.pixel_shuffle(painted, 4).sigmoid()
     torch.testing.assert_close(made(x), expected)
