@@ -26,6 +26,7 @@ from alignlab.objectives import LaVIT, LaVITTokenizer
 @pytest.fixture
 def backbone(tiny_backbone64, examples):
     """With a tokenizer that keeps about half of the patches."""
+    torch.manual_seed(1)  # whatever ran before: among all draws there are some whose codes are too near to call
     give_tokenizer(tiny_backbone64)
     tokenizer = tiny_backbone64.visual_tokenizer
     disturb(tokenizer)
