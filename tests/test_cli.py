@@ -1,11 +1,16 @@
-"""The command line as a person uses it: real processes, exit codes, messages without a traceback."""
+"""The command line as a person uses it: exit codes, messages without a traceback, also from processes of its own."""
 
+import io
 import json
 import subprocess
 import sys
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from alignlab.cli import main
 
 ROOT = Path(__file__).parents[1]
 FOCAL = ROOT / "experiments" / "focal"
@@ -14,6 +19,14 @@ FOCAL = ROOT / "experiments" / "focal"
 def alignlab(*arguments, cwd=ROOT):
     command = [sys.executable, "-m", "alignlab.cli", *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def called(*arguments, cwd=ROOT):
+    """The same in this process, which has imported what takes seconds."""
+    said, told = io.StringIO(), io.StringIO()
+    with chdir(cwd), redirect_stdout(said), redirect_stderr(told):
+        code = main(list(map(str, arguments)))
+    return SimpleNamespace(returncode=code, stdout=said.getvalue(), stderr=told.getvalue())
 
 
 def refused(result, *fragments):
@@ -55,7 +68,15 @@ def refused(result, *fragments):
     ],
 )
 def test_bad_command_lines_are_refused(arguments, fragments):
-    refused(alignlab(*arguments), *fragments)
+    refused(called(*arguments), *fragments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragment"),
+    [(["--seed", "3", "fit"], "alignlab fit --seed"), (["fit", "--config", "experiments/ml.yaml"], "mle.yaml")],
+)
+def test_a_process_ends_with_the_code_of_bad_input(arguments, fragment):
+    refused(alignlab(*arguments), fragment)
 
 
 def test_all_errors_of_a_config_come_at_once_with_file_and_line(tmp_path):
@@ -63,7 +84,7 @@ def test_all_errors_of_a_config_come_at_once_with_file_and_line(tmp_path):
         f"base: {ROOT}/experiments/base.yaml\nobjective: MLEE\noptimization: {{lr: fast}}\n"
         "trainer: {max_step: 3}\nbackbone: {path: scenes-part}\ndat: 1\n"
     )
-    result = alignlab("fit", "--config", tmp_path / "bad.yaml", "--output", tmp_path / "run")
+    result = called("fit", "--config", tmp_path / "bad.yaml", "--output", tmp_path / "run")
     refused(
         result, "bad.yaml:2", "did you mean 'MLE'", "bad.yaml:3", "expected a number, got 'fast'", "bad.yaml:4",
         "did you mean 'max_steps'", "bad.yaml:5", "did you mean 'scenes-parts'", "bad.yaml:6", "did you mean 'data'",
@@ -80,17 +101,17 @@ def test_help_and_version_come_without_heavy_imports():
 def test_the_catalogue_lists_every_objective():
     from alignlab import objectives
 
-    text = alignlab("objectives").stdout
+    text = called("objectives").stdout
     for name in ("MLE", "InfoNCE", "Mixture"):
         assert name in objectives.__all__ and f"{name}: " in text
     assert "requires: query, target" in text and "--objective.scale" in text
 
 
 def test_an_objective_of_ones_own_runs_from_elsewhere(tmp_path, tiny_path):
-    (tmp_path / "focal_mle.py").write_text((FOCAL / "focal_mle.py").read_text())
+    (tmp_path / "sharp_mle.py").write_text((FOCAL / "focal_mle.py").read_text())
     assert len((FOCAL / "focal_mle.py").read_text().splitlines()) <= 30
     (tmp_path / "focal.yaml").write_text(
-        f"objective: {{class_path: focal_mle.FocalMLE, init_args: {{gamma: 1.5}}}}\nbackbone: {{path: {tiny_path}}}\n"
+        f"objective: {{class_path: sharp_mle.FocalMLE, init_args: {{gamma: 1.5}}}}\nbackbone: {{path: {tiny_path}}}\n"
         "data: {class_path: Scenes, init_args: {num_train: 32, num_val: 8, num_test: 8, batch_size: 8}}\n"
         "trainer: {max_steps: 3, limit_val_batches: 1}\n"
         "evaluators: [{class_path: Retrieval, init_args: {num_examples: 8}}]\nwandb: {mode: disabled}\n"
@@ -99,8 +120,8 @@ def test_an_objective_of_ones_own_runs_from_elsewhere(tmp_path, tiny_path):
     assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["objective"] == "FocalMLE"
     assert "gamma: 2.5" in (tmp_path / "out" / "config.yaml").read_text()
-    assert alignlab("evaluate", tmp_path / "out").returncode == 0  # finds the class from another directory
-    second = alignlab("fit", "--config", "focal.yaml", "--output", "out", "--objective.gamma", "9", cwd=tmp_path)
+    assert called("evaluate", tmp_path / "out").returncode == 0  # finds the class from another directory
+    second = called("fit", "--config", "focal.yaml", "--output", "out", "--objective.gamma", "9", cwd=tmp_path)
     refused(second, "holds a run of another config")
 
 
@@ -145,30 +166,30 @@ def test_files_of_embeddings_and_negatives_are_made_and_trained_on(tmp_path, tin
         ("embed", "e.safetensors", "48 embeddings"),
         ("mine", "m.jsonl", "recall of the filter"),
     ):
-        result = alignlab(command, *given, "--output", tmp_path / file)
+        result = called(command, *given, "--output", tmp_path / file)
         assert result.returncode == 0 and said in result.stdout and "embedding" in result.stderr, result.stderr
     files = ["--data.embeddings", tmp_path / "e.safetensors", "--data.mined", tmp_path / "m.jsonl"]
     short = ["--backbone.path", tiny_path, "--trainer.max_steps", 1, "--evaluators", "[]", "--wandb.mode", "disabled"]
     fit = ["fit", "--config", "experiments/infonce.yaml", *short, *settings, *files]
-    result = alignlab(*fit, "--output", tmp_path / "run")
+    result = called(*fit, "--output", tmp_path / "run")
     assert result.returncode == 0, result.stderr
-    refused(alignlab(*fit, "--output", tmp_path / "other", "--data.seed", 1), "e.safetensors was made for another text")
+    refused(called(*fit, "--output", tmp_path / "other", "--data.seed", 1), "e.safetensors was made for another text")
     assert not (tmp_path / "other").exists()
 
 
 def test_pairs_are_built_once(tmp_path):
     given = ["pairs", "experiments/mle.yaml", "--model", "scenes-vlm", "--output", tmp_path / "pairs"]
     chosen = ["--pairs.corruption.size", 48, "--pairs.corruption", "MoCo", "--pairs.num_examples", 12]
-    first = alignlab(*given, *chosen)
+    first = called(*given, *chosen)
     assert first.returncode == 0 and "chosen answer in truth better" in first.stdout, first.stderr
     assert "answering train 12/12" in first.stderr and "there already" not in first.stdout
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "pairs").glob("*.*")}
     assert {path.name for path in files} >= {"train.parquet", "provenance.json"}
-    again = alignlab(*given, *chosen)
+    again = called(*given, *chosen)
     assert again.returncode == 0 and again.stdout.endswith("preference pairs, there already\n"), again.stderr
     assert "answering" not in again.stderr
     assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "pairs").glob("*.*")}
-    refused(alignlab(*given, *chosen, "--data.seed", 1), "is there already, finished, and differs in data")
+    refused(called(*given, *chosen, "--data.seed", 1), "is there already, finished, and differs in data")
 
 
 def test_a_corruption_beside_the_config_is_found(tmp_path):
@@ -179,7 +200,7 @@ def test_a_corruption_beside_the_config_is_found(tmp_path):
     )
     (tmp_path / "mine.yaml").write_text(f"base: {ROOT / 'experiments' / 'mle.yaml'}\n")
     given = ["--model", "scenes-vlm", "--output", tmp_path / "pairs", "--pairs.num_examples", 8]
-    result = alignlab("pairs", tmp_path / "mine.yaml", *given, "--pairs.corruption", "spoiling.Upside")
+    result = called("pairs", tmp_path / "mine.yaml", *given, "--pairs.corruption", "spoiling.Upside")
     assert result.returncode == 0, result.stderr
     known = json.loads((tmp_path / "pairs" / "provenance.json").read_text())
     assert known["settings"]["corruption"]["class_path"] == "spoiling.Upside"

@@ -34,7 +34,8 @@ class Kind:
     package: str
     given: tuple[str, ...] = ()
 
-    def classes(self) -> dict[str, type]:
+    @cache  # noqa: B019  there are as many kinds as in ``kinds``, which stay
+    def classes(self) -> Mapping[str, type]:
         """The package's classes of this kind, by bare name."""
         module = importlib.import_module(self.package)
         named = {name: vars(module)[name] for name in module.__all__}

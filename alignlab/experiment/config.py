@@ -5,6 +5,7 @@ import json
 from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,6 +139,7 @@ def made(parser: ArgumentParser, checked: Mapping[str, Any]) -> Namespace:
         raise ours or InputError(condensed(str(error))) from error
 
 
+@cache  # a study makes the objects of every cell
 def _parser() -> ArgumentParser:
     """The types of an experiment's objects; jsonargparse makes them from checked plain data."""
     from lightning.pytorch import Trainer

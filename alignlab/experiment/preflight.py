@@ -1,6 +1,8 @@
 """preflight: what can be known of an experiment before weights are read, a directory is made or a step is taken."""
 
 import copy
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,16 +22,23 @@ SAMPLE = 64
 """Examples whose lengths are checked."""
 
 
-def preflight(config: Mapping[str, Any]) -> None:
+def preflight(config: Mapping[str, Any], known: dict[str, Backbone | DualEncoder] | None = None) -> None:
     """Make everything that a resolved config names, the models without their weights, and throw it away.
+
+    Args:
+        known: What was found of stages that other configs have as well; gets what is found here.
 
     Raises:
         InputError: A class refuses its arguments, a file is missing or unreadable, data are too few, a sequence is
             longer than ``max_length`` allows.
     """
-    stages, checked = config["stages"], {}
+    stages, contents = config["stages"], {}
+    known = {} if known is None else known
     for name, part in (*stages.items(), (None, config)):
-        before = checked.get(part["backbone"]["path"])
+        contents[f"{STAGE}{name}"] = content = _content(part, list(contents.values()))
+        if content in known:
+            continue
+        before = known.get(contents.get(part["backbone"]["path"]))
         whole = {**part, "stages": {}, "backbone": outlined(part["backbone"], stages)}
         whole["evaluators"] = [each for each in part["evaluators"] if not any(named_stages(each))]
         start = start_of(**{name: part["backbone"][name] for name in ("path", "fresh", "take")})
@@ -39,9 +48,15 @@ def preflight(config: Mapping[str, Any]) -> None:
             most = [maker["pairs"]["num_examples"] for maker in makers if maker["pairs"]["num_examples"] is not None]
             data = {"data": makers[-1]["data"]}
             built = {"to_be_built": part["data"], "most": min(most, default=None)}
-            checked[f"{STAGE}{name}"] = check({**whole, **data}, start, before=before, **built)
+            known[content] = check({**whole, **data}, start, before=before, **built)
         else:
-            checked[f"{STAGE}{name}"] = check(whole, start, before=before)
+            known[content] = check(whole, start, before=before)
+
+
+def _content(part: Mapping[str, Any], earlier: Sequence[str]) -> str:
+    """What decides whether a stage is right: its settings, but for the seed, and all earlier stages'."""
+    settings = {name: value for name, value in part.items() if name not in ("stages", "seed", "wandb")}
+    return hashlib.sha256(json.dumps([settings, earlier], sort_keys=True).encode()).hexdigest()
 
 
 def _makers(part: Mapping[str, Any], stages: Mapping[str, Any]) -> list[Mapping[str, Any]]:

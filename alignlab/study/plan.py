@@ -190,10 +190,11 @@ def _refused(cells: Sequence[Cell]) -> Iterator[tuple[Cell, str]]:
 
     quiet_libraries()
     known: dict[str, list[str]] = {}
+    stages: dict[str, Any] = {}
     for cell in unfinished:
         content = digest(_without_seed(cell.config))
         if content not in known:
-            known[content] = _faults(preflight, cell.config)
+            known[content] = _faults(preflight, cell.config, stages)
         for line in (*known[content], *_faults(refuse_foreign, cell.config, cell.directory)):
             yield cell, line
 
