@@ -79,12 +79,15 @@ class Encoder(Batching):
     @classmethod
     def load(cls, path: str, *, max_length: int | None = None) -> Self:
         """Load the processor alone; reads no weights."""
-        from transformers import AutoConfig, AutoProcessor
+        from transformers import AutoConfig
+
+        from alignlab.backbones.processing import read_processor
 
         folder = locate(path)
         try:
-            config, processor = AutoConfig.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
-        except (OSError, ValueError) as error:
+            config = AutoConfig.from_pretrained(folder)
+            processor = read_processor(folder, config)
+        except (OSError, ValueError, ImportError) as error:
             first = str(error).strip().splitlines()[0]
             raise InputError(f"backbone.path: {path} lacks what its processor or config needs: {first}") from None
         return cls(processor, image_token_id(config), max_length=max_length)
