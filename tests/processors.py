@@ -46,11 +46,11 @@ CHAT = (
     "{{ PICTURE if part['type'] == 'image' else part['text'] }}{% endfor %}{% if message['role'] == 'assistant' %} "
     "{{ eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %} assistant :{% endif %}"
 )
-# All pictures, then the beginning of the text; an answer begins behind a new line, as the processor would write it.
+# As its processor would write it: pictures, the beginning of the text, the text, a new line.
 PREFIXED = (
     "{% for message in messages %}{% for part in message['content'] if part['type'] == 'image' %}<image>{% endfor %}"
-    "{% endfor %}{{ bos_token }}{% for message in messages %}{% for part in message['content'] if part['type'] == 'text'"
-    " %} {{ part['text'] }}{% endfor %}{{ ' ' + eos_token if message['role'] == 'assistant' else ' \n' }}{% endfor %}"
+    "{{ bos_token if loop.first else '' }}{% for part in message['content'] if part['type'] == 'text' %}"
+    " {{ part['text'] }}{% endfor %}{{ ' ' + eos_token if message['role'] == 'assistant' else ' \\n' }}{% endfor %}"
 )
 
 

@@ -5,6 +5,8 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate
+from operator import or_
 from typing import Any, Literal, Self
 
 import torch
@@ -14,6 +16,7 @@ from alignlab.backbones.batching import Batching
 from alignlab.backbones.locations import locate
 from alignlab.backbones.pictures import open_image
 from alignlab.backbones.ragged import aligned, join, pad, tensor
+from alignlab.backbones.stretches import Stretches
 from alignlab.backbones.vocabulary import END, START, VisualVocabulary
 from alignlab.backbones.words import answer_texts, token_roles, token_words
 from alignlab.batch import IGNORE, Batch, Content, Example, Part, Tokens, Turn
@@ -68,6 +71,7 @@ class Encoder(Batching):
         self.processor, self.tokenizer = processor, processor.tokenizer
         self.image_processor = processor.image_processor
         self.image_token_id = image_token_id
+        self.stretches = Stretches(processor, image_token_id)
         self.max_length, self.padding_side = max_length, padding_side
         self.pad_id = padding_id(self.tokenizer)
         self.visual = VisualVocabulary.of(self.tokenizer)
@@ -228,13 +232,9 @@ class Encoder(Batching):
 
     def _process(self, rows: list[_Row]) -> Mapping[str, Any]:
         """What the processor makes of all stretches and pictures: ids a stretch, neither padded nor cut."""
-        return self.processor(
-            text=self._texts(rows),
-            images=[open_image(part) for row in rows for part in row.images] or None,
-            add_special_tokens=False,
-            padding=False,
-            truncation=False,
-        )
+        images = [open_image(part) for row in rows for part in row.images]
+        trained = [accumulate((train for _, train in row.segments), or_) for row in rows]
+        return self.stretches(self._texts(rows), images, [late for row in trained for late in row])
 
     def _trained(self, rows: list[_Row], encoded: Mapping[str, Any]) -> Tokens:
         tokens = self._tokens(rows, encoded, self.padding_side)
@@ -261,7 +261,7 @@ class Encoder(Batching):
         input_ids = padded(ids, self.pad_id)
         vision: dict[str, Any] = {}
         for key, value in encoded.items():
-            if key in ("input_ids", "attention_mask"):
+            if key in ("input_ids", "attention_mask", "labels"):  # what is trained on is known here alone
                 continue
             vision[key] = padded(join(value, owners), 0) if aligned(value, pieces) else tensor(value)
         return Tokens(

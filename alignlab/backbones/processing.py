@@ -14,7 +14,7 @@ FILES = ("processor_config.json", "video_preprocessor_config.json", "preprocesso
 
 
 class VideoSettings(PushToHubMixin):
-    """In place of a video processor: its settings, which are saved again as they came.
+    """In place of a video processor: its settings, which are saved again as they came; None where it names none.
 
     Args:
         settings: Of the video processor, as its directory has them.
@@ -25,6 +25,11 @@ class VideoSettings(PushToHubMixin):
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.settings = settings
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name == "settings":  # as where it is being copied
+            raise AttributeError(name)
+        return self.settings.get(name)
 
     def to_dict(self) -> dict[str, Any]:
         return copy.deepcopy(self.settings)
