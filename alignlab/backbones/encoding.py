@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from alignlab.backbones.batching import Batching
-from alignlab.backbones.locations import locate
 from alignlab.backbones.pictures import open_image
 from alignlab.backbones.ragged import aligned, join, pad, tensor
 from alignlab.backbones.stretches import Stretches
@@ -83,17 +82,11 @@ class Encoder(Batching):
     @classmethod
     def load(cls, path: str, *, max_length: int | None = None) -> Self:
         """Load the processor alone; reads no weights."""
-        from transformers import AutoConfig
-
         from alignlab.backbones.processing import read_processor
+        from alignlab.backbones.reading import read_config
 
-        folder = locate(path)
-        try:
-            config = AutoConfig.from_pretrained(folder)
-            processor = read_processor(folder, config)
-        except (OSError, ValueError, ImportError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise InputError(f"backbone.path: {path} lacks what its processor or config needs: {first}") from None
+        config = read_config(path, what="vision-language model")
+        processor = read_processor(path, config)
         return cls(processor, image_token_id(config), max_length=max_length)
 
     def batch(self, examples: Sequence[Example], sequences: Sequence[str]) -> Batch:

@@ -9,6 +9,9 @@ from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, PreTr
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils import PushToHubMixin, cached_file
 
+from alignlab.backbones.locations import locate
+from alignlab.errors import InputError
+
 VIDEO = "video_processor"
 FILES = ("processor_config.json", "video_preprocessor_config.json", "preprocessor_config.json")
 
@@ -35,23 +38,30 @@ class VideoSettings(PushToHubMixin):
         return copy.deepcopy(self.settings)
 
 
-def read_processor(folder: str, config: PreTrainedConfig) -> Any:
+def read_processor(path: str, config: PreTrainedConfig, *, key: str = "path") -> Any:
     """Read a processor; where a package that videos need is missing, all of it but for its video processor.
 
     Args:
-        folder: A directory or hub name.
         config: Of its model.
+        key: The setting that the path was given in.
 
     Raises:
-        OSError, ValueError, ImportError: It cannot be read.
+        InputError: It cannot be read.
     """
+    folder = locate(path, key=key)
     try:
-        return AutoProcessor.from_pretrained(folder)
-    except ImportError:
-        kind = PROCESSOR_MAPPING.get(type(config), None)
-        if kind is None or VIDEO not in kind.get_attributes():
-            raise
-        return _without_videos(folder, kind)
+        try:
+            return AutoProcessor.from_pretrained(folder)
+        except ImportError:
+            kind = PROCESSOR_MAPPING.get(type(config), None)
+            if kind is None or VIDEO not in kind.get_attributes():
+                raise
+            return _without_videos(folder, kind)
+    except (OSError, ValueError, ImportError) as error:
+        while error.__cause__ is not None:  # which names the package that is missing, say
+            error = error.__cause__
+        first = str(error).strip().splitlines()[0]
+        raise InputError(f"backbone.{key}: {path} lacks what its processor needs: {first}") from None
 
 
 def _without_videos(folder: str, kind: Any) -> Any:

@@ -59,9 +59,7 @@ class Stretches:
         rest = iter(images)
         return [[next(rest) for _ in range(text.count(self.processor.image_token))] for text in texts]
 
-    def _written(
-        self, texts: Sequence[str], images: Sequence[Image.Image], answered: Sequence[bool]
-    ) -> dict[str, Any]:
+    def _written(self, texts: Sequence[str], images: Sequence[Image.Image], answered: Sequence[bool]) -> dict[str, Any]:
         mark = self.processor.image_token
         vision: dict[str, Any] = {}
         pictures: list[list[int]] = []
