@@ -30,6 +30,7 @@ from transformers import (
     SmolVLMImageProcessorPil,
 )
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+from transformers.utils import is_num2words_available
 
 from alignlab.backbones import locate
 
@@ -301,3 +302,8 @@ def write_model(family, tokenizer, folder):
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     model.save_pretrained(folder)
+
+
+def can_be_read(name):
+    """Whether the packages that the family's processor asks for are here; that of videos is not needed."""
+    return name != "SmolVLM" or is_num2words_available()

@@ -106,6 +106,8 @@ def check_patchwise(backbone: "Backbone") -> tuple[int, int]:
     Returns:
         Patches N of a picture, and the width C of their features.
     """
+    if backbone.head is None:
+        raise _refused(backbone, "it has no language model that reads them")
     base = backbone.model.base_model
     if "mm_encoder_outputs" not in signature(backbone.model.forward).parameters:
         raise _refused(backbone, "it does not take the features of pictures in place of pictures")

@@ -246,7 +246,8 @@ class Shouting:
     """A processor that changes what it is given before it tokenizes, as those with placeholders of their own do."""
 
     def __init__(self, processor):
-        self.processor, self.tokenizer, self.image_token = processor, processor.tokenizer, processor.image_token
+        self.processor, self.tokenizer = processor, processor.tokenizer
+        self.image_token, self.image_processor = processor.image_token, processor.image_processor
 
     def __call__(self, text, **settings):
         return self.processor(text=[each.replace("red", "RED") for each in text], **settings)
