@@ -179,6 +179,11 @@ class Encoder(Batching):
         templates = [self.tokenizer.chat_template, self.processor.chat_template, self.first_token]
         return _digest([words, self.tokenizer.special_tokens_map, *templates])
 
+    def prompt_format(self) -> dict[str, str | None]:
+        """What a run's record says of how prompts are written: the chat template, and ``tokenizer_fingerprint``."""
+        template = self.processor.chat_template or self.tokenizer.chat_template
+        return {"chat_template": template, "tokenizer_fingerprint": self.tokenizer_fingerprint()}
+
     def image_fingerprint(self) -> str:
         """16 hexadecimal characters of what decides what the vision tower sees of a picture, and as how many tokens."""
         plain = (str, int, float, bool, type(None))
