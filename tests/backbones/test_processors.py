@@ -16,6 +16,7 @@ from alignlab.adapters import Full, LoRA, PLoRA
 from alignlab.backbones import Backbone, open_backbone
 from alignlab.backbones.answers import apart
 from alignlab.backbones.plain import write_plain
+from alignlab.backbones.stretches import Stretches
 from alignlab.batch import IGNORE, Turn
 from alignlab.functional import supervised
 
@@ -256,3 +257,28 @@ def test_resizing_changes_how_many_tokens_a_picture_is(family_path, examples):
     shown = [resized(examples[0], size) for size in ((48, 48), (64, 32))]
     counts = encoder.contents([example.query for example in shown]).image_mask.sum(1)
     assert counts[0] != counts[1]
+
+
+class Adding:
+    """A processor that returns a key that nobody here knows."""
+
+    def __init__(self, processor):
+        self.processor, self.tokenizer = processor, processor.tokenizer
+        self.image_token, self.image_processor = processor.image_token, processor.image_processor
+
+    def __call__(self, text, images=None, **settings):
+        return {**self.processor(text=text, images=images, **settings), "pixel_depth": [[3.0]] * len(images or ())}
+
+
+def test_what_a_processor_returns_beside_the_known_is_passed_on_and_cut(family_path):
+    encoder = open_backbone(str(family_path("LLaVA"))).encoder
+    encoder.stretches = Stretches(Adding(encoder.processor), encoder.image_token_id)
+    tokens = encoder.conversations(TALKS)
+    assert torch.equal(tokens.vision["pixel_depth"], torch.full((5, 1), 3.0))
+    assert tokens.select(torch.tensor([1, 3])).vision["pixel_depth"].shape == (2, 1)
+
+
+@pytest.mark.skipif(can_be_read("SmolVLM"), reason="num2words is here")
+def test_a_package_that_a_processor_lacks_is_named(family_path):
+    with pytest.raises(InputError, match="lacks what its processor needs: .*num2words"):
+        open_backbone(str(family_path("SmolVLM")))
