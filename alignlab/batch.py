@@ -18,7 +18,7 @@ from alignlab.errors import InputError
 IGNORE = -100
 """The label of a token that is not trained on."""
 
-PICTURES = ("pixel_", "image_", "spatial_")
+PICTURES = ("pixel_", "image_", "spatial_", "batch_num_")
 """How the names begin of what a processor returns for each picture."""
 
 Part = str | Image.Image | Path
@@ -206,7 +206,15 @@ class Tokens:
             return samples
         if grid is not None and size == int(grid.prod(-1).sum()):
             return _belonging(grid.prod(-1), pictures)
-        return None
+        return self._tiles_of(size, samples) if key.startswith(PICTURES) else None
+
+    def _tiles_of(self, size: int, samples: Tensor) -> Tensor | None:
+        """The same where pictures are cut into tiles, each with as many placeholders as any other."""
+        shown = self.image_mask.sum(1)  # (B,)
+        each, rest = divmod(int(shown.sum()), size) if size else (0, 0)
+        if not each or rest or bool((shown % each).any()):
+            return None
+        return _belonging(shown // each, samples)
 
     def _vision(self, rows: Tensor, columns: slice) -> dict[str, Any]:
         along, vision = self.along(), {}

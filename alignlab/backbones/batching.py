@@ -35,6 +35,10 @@ class Batching(ABC):
     def contents(self, contents: Sequence[Content]) -> Tokens:
         """Encode each content by itself, to be embedded."""
 
+    def prompt_format(self) -> dict[str, str | None]:
+        """What a run's record says of how prompts are written; empty where texts are read as they are."""
+        return {}
+
     def check(self, sequences: Sequence[str], *, who: str = "a batch") -> None:
         """Raise InputError if one of the sequences cannot be made here."""
         if others := [name for name in sequences if name not in self.sequences]:

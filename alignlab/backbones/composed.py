@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -15,7 +16,6 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageTextToText,
-    AutoProcessor,
     AutoTokenizer,
 )
 from transformers.utils import cached_file
@@ -26,6 +26,7 @@ from alignlab.backbones.contents import ChatTexts, ContentEncoder
 from alignlab.backbones.encoding import padding_id
 from alignlab.backbones.kinds import is_dual, is_generative
 from alignlab.backbones.locations import locate
+from alignlab.backbones.processing import read_processor
 from alignlab.backbones.reading import UNREADABLE, model_type, random_model, read_config, read_model
 from alignlab.backbones.towers import Towers, in_type, packed
 from alignlab.errors import InputError
@@ -175,8 +176,9 @@ def _vision(path: str, settings: dict[str, Any], *, random: bool) -> tuple[Any, 
     if is_composed(path):
         raise InputError(f"backbone.text_tower: {path} has a text tower of its own; leave text_tower out")
     config = read_config(path, what="model with a vision tower")
-    processor = AutoProcessor.from_pretrained(locate(path)).image_processor
+    processor = read_processor(path, config).image_processor
     if is_generative(config):
+        _check_whole_pictures(path, processor)
         model = make(AutoModelForImageTextToText, path, settings, what="vision-language model")
         tower = model.get_encoder(modality="image")
         fold(tower, adapters_of(model), f"backbone.path: {path}")
@@ -190,13 +192,24 @@ def _vision(path: str, settings: dict[str, Any], *, random: bool) -> tuple[Any, 
     return model.vision_model, getattr(model, "visual_projection", None), processor
 
 
+def _check_whole_pictures(path: str, image_processor: Any) -> None:
+    """Raise InputError unless each picture, whatever its shape, is one input of a vision tower."""
+    for size in ((64, 64), (256, 64)):
+        values = image_processor(images=[Image.new("RGB", size)], return_tensors="pt")["pixel_values"]
+        if values.dim() != 4 or len(values) != 1:
+            raise InputError(
+                f"backbone.path: {path} has a vision tower that reads pictures as tiles or patches, of which a picture "
+                "has several; beside a text_tower it needs one that reads a picture as a whole, such as CLIP's"
+            )
+
+
 def _text(path: str, settings: dict[str, Any], *, random: bool) -> tuple[Any, Any, bool]:
     """A directory's language model, its tokenizer with its chat template, and whether that takes parts."""
     make, key = random_model if random else read_model, "text_tower"
     config = None if is_composed(path, key=key) else read_config(path, what="language model", key=key)
     if config is not None and is_generative(config):
         model = make(AutoModelForImageTextToText, path, settings, what="vision-language model", key=key)
-        processor = AutoProcessor.from_pretrained(locate(path, key=key))
+        processor = read_processor(path, config, key=key)
         tokenizer = processor.tokenizer
         tokenizer.chat_template = processor.chat_template or tokenizer.chat_template
         decoder = model.get_decoder()

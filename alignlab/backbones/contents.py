@@ -28,6 +28,10 @@ class TextReader(ABC):
     def ids(self, contents: Sequence[Texts]) -> list[list[int]]:
         """The tokens of each content."""
 
+    def prompt_format(self) -> dict[str, str | None]:
+        """As that of an encoder."""
+        return {}
+
 
 class PlainTexts(TextReader):
     """Texts as they are, joined by a space, with the special tokens that the tokenizer adds; the end is cut off.
@@ -69,6 +73,9 @@ class ChatTexts(TextReader):
         tokens = self.encoder.contents(contents)
         return [ids[mask.bool()].tolist() for ids, mask in zip(tokens.input_ids, tokens.attention_mask, strict=True)]
 
+    def prompt_format(self) -> dict[str, str | None]:
+        return self.encoder.prompt_format()
+
 
 class _TextProcessor:
     """A tokenizer with a chat template, as ``Encoder`` asks a vision-language processor."""
@@ -107,6 +114,9 @@ class ContentEncoder(Batching):
         self.texts, self.image_processor = texts, image_processor
         self.tokenizer, self.pad_id = texts.tokenizer, texts.pad_id
         self.padding_side = padding_side
+
+    def prompt_format(self) -> dict[str, str | None]:
+        return self.texts.prompt_format()
 
     def contents(self, contents: Sequence[Content]) -> Tokens:
         """Encode each content: (B, T) ids of its texts, all padding where it has none, and its pictures in order."""

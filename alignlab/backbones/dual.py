@@ -39,6 +39,9 @@ class DualEncoder(Parted):
         InputError: A directory is missing or holds no such model, or a part does not fit.
     """
 
+    visual_tokenizer = None
+    """Whatever reads and writes pictures as codes: it has none, as it writes nothing."""
+
     def __init__(
         self,
         path: str,

@@ -5,15 +5,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate
+from operator import or_
 from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
 
 from alignlab.backbones.batching import Batching
-from alignlab.backbones.locations import locate
 from alignlab.backbones.pictures import open_image
 from alignlab.backbones.ragged import aligned, join, pad, tensor
+from alignlab.backbones.stretches import Stretches
 from alignlab.backbones.vocabulary import END, START, VisualVocabulary
 from alignlab.backbones.words import answer_texts, token_roles, token_words
 from alignlab.batch import IGNORE, Batch, Content, Example, Part, Tokens, Turn
@@ -68,6 +70,7 @@ class Encoder(Batching):
         self.processor, self.tokenizer = processor, processor.tokenizer
         self.image_processor = processor.image_processor
         self.image_token_id = image_token_id
+        self.stretches = Stretches(processor, image_token_id)
         self.max_length, self.padding_side = max_length, padding_side
         self.pad_id = padding_id(self.tokenizer)
         self.visual = VisualVocabulary.of(self.tokenizer)
@@ -79,14 +82,11 @@ class Encoder(Batching):
     @classmethod
     def load(cls, path: str, *, max_length: int | None = None) -> Self:
         """Load the processor alone; reads no weights."""
-        from transformers import AutoConfig, AutoProcessor
+        from alignlab.backbones.processing import read_processor
+        from alignlab.backbones.reading import read_config
 
-        folder = locate(path)
-        try:
-            config, processor = AutoConfig.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
-        except (OSError, ValueError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise InputError(f"backbone.path: {path} lacks what its processor or config needs: {first}") from None
+        config = read_config(path, what="vision-language model")
+        processor = read_processor(path, config)
         return cls(processor, image_token_id(config), max_length=max_length)
 
     def batch(self, examples: Sequence[Example], sequences: Sequence[str]) -> Batch:
@@ -179,6 +179,11 @@ class Encoder(Batching):
         templates = [self.tokenizer.chat_template, self.processor.chat_template, self.first_token]
         return _digest([words, self.tokenizer.special_tokens_map, *templates])
 
+    def prompt_format(self) -> dict[str, str | None]:
+        """What a run's record says of how prompts are written: the chat template, and ``tokenizer_fingerprint``."""
+        template = self.processor.chat_template or self.tokenizer.chat_template
+        return {"chat_template": template, "tokenizer_fingerprint": self.tokenizer_fingerprint()}
+
     def image_fingerprint(self) -> str:
         """16 hexadecimal characters of what decides what the vision tower sees of a picture, and as how many tokens."""
         plain = (str, int, float, bool, type(None))
@@ -225,13 +230,9 @@ class Encoder(Batching):
 
     def _process(self, rows: list[_Row]) -> Mapping[str, Any]:
         """What the processor makes of all stretches and pictures: ids a stretch, neither padded nor cut."""
-        return self.processor(
-            text=self._texts(rows),
-            images=[open_image(part) for row in rows for part in row.images] or None,
-            add_special_tokens=False,
-            padding=False,
-            truncation=False,
-        )
+        images = [open_image(part) for row in rows for part in row.images]
+        trained = [accumulate((train for _, train in row.segments), or_) for row in rows]
+        return self.stretches(self._texts(rows), images, [late for row in trained for late in row])
 
     def _trained(self, rows: list[_Row], encoded: Mapping[str, Any]) -> Tokens:
         tokens = self._tokens(rows, encoded, self.padding_side)
@@ -258,7 +259,7 @@ class Encoder(Batching):
         input_ids = padded(ids, self.pad_id)
         vision: dict[str, Any] = {}
         for key, value in encoded.items():
-            if key in ("input_ids", "attention_mask"):
+            if key in ("input_ids", "attention_mask", "labels"):  # what is trained on is known here alone
                 continue
             vision[key] = padded(join(value, owners), 0) if aligned(value, pieces) else tensor(value)
         return Tokens(

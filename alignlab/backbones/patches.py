@@ -1,5 +1,6 @@
 """patches: what a vision-language model's projector is given of each picture, and the pictures as it sees them."""
 
+from functools import partial
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +106,8 @@ def check_patchwise(backbone: "Backbone") -> tuple[int, int]:
     Returns:
         Patches N of a picture, and the width C of their features.
     """
+    if backbone.head is None:
+        raise _refused(backbone, "it has no language model that reads them")
     base = backbone.model.base_model
     if "mm_encoder_outputs" not in signature(backbone.model.forward).parameters:
         raise _refused(backbone, "it does not take the features of pictures in place of pictures")
@@ -114,7 +117,10 @@ def check_patchwise(backbone: "Backbone") -> tuple[int, int]:
         raise _refused(backbone, "its decoder looks both ways within a picture")
     projector = projector_of(backbone)
     shown = Image.radial_gradient("L").convert("RGB")
-    picture = backbone.encoder.image_processor(images=[shown], return_tensors="pt")
+    process = partial(backbone.encoder.image_processor, return_tensors="pt")
+    picture, wide = process(images=[shown]), process(images=[shown.resize((512, 128))])
+    if picture["pixel_values"].shape != wide["pixel_values"].shape:
+        raise _refused(backbone, "a picture has more or fewer patches by its shape")
     device = backbone.model.device
     pictures = {key: each.to(device) for key, each in picture.items() if isinstance(each, Tensor)}
     with evaluating(backbone), torch.no_grad():

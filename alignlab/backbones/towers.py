@@ -8,14 +8,14 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoModel
 
 from alignlab.adapters.merging import merged_weights
 from alignlab.adapters.placing import adapters_of
 from alignlab.backbones.contents import ContentEncoder, PlainTexts
 from alignlab.backbones.encoding import padding_id
 from alignlab.backbones.kinds import is_dual
-from alignlab.backbones.locations import locate
+from alignlab.backbones.processing import read_processor
 from alignlab.backbones.reading import random_model, read_config, read_model
 from alignlab.errors import InputError
 from alignlab.functional import upcast
@@ -79,7 +79,7 @@ class JoinedTowers(Towers):
                 "tower can be put beside a language model"
             )
         make = random_model if random else read_model
-        model, processor = make(AutoModel, path, settings, what=WHAT), AutoProcessor.from_pretrained(locate(path))
+        model, processor = make(AutoModel, path, settings, what=WHAT), read_processor(path, config)
         towers = cls(model, processor)
         if random and towers.logit_bias is not None:
             with torch.no_grad():  # where training starts, arXiv 2303.15343, section 3.2; transformers says 0

@@ -81,6 +81,7 @@ def train_and_judge(config: dict[str, Any], experiment: Experiment, output: Path
     record.write_json(output / "versions.json", record.versions())
     train = _train if experiment.command is None else _let_train
     trained = train(config, experiment, output, notify)
+    record.write_json(output / "prompt.json", trained.backbone.encoder.prompt_format())
     started = time.perf_counter()
     scores, items = evaluate(
         trained.backbone, experiment, output, lambda name: notify(Progress("evaluate", trained.step, 0, {}))
@@ -190,8 +191,10 @@ def build_pairs(config: dict[str, Any], experiment: Experiment, output: Path, no
     _refuse_processes("building pairs")
     record.write_json(output / "versions.json", record.versions())
     started = time.perf_counter()
+    backbone = experiment.make_backbone().eval().to(device_of(experiment))
+    record.write_json(output / "prompt.json", backbone.encoder.prompt_format())
     audit = make_pairs(
-        experiment.make_backbone().eval().to(device_of(experiment)),
+        backbone,
         experiment.data,
         experiment.pairs,
         output / "pairs",

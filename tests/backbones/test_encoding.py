@@ -10,6 +10,7 @@ from transformers import ByT5Tokenizer, LlavaProcessor, PreTrainedTokenizerFast
 
 from alignlab import Example, InputError
 from alignlab.backbones import Encoder
+from alignlab.backbones.stretches import Stretches
 from alignlab.backbones.words import token_words
 from alignlab.batch import IGNORE, ROLES, Turn
 
@@ -236,7 +237,7 @@ class TestWords:
 
     def test_a_processor_that_rewrites_texts_is_refused(self, encoder):
         encoder = splitting(encoder, "bytes")
-        encoder.processor = Shouting(encoder.processor)
+        encoder.stretches = Stretches(Shouting(encoder.processor), encoder.image_token_id)
         with pytest.raises(InputError, match="'a': the processor and its tokenizer split the answer 'red.*differently"):
             encoder.words([("a", talk("red"))])
 
@@ -245,8 +246,8 @@ class Shouting:
     """A processor that changes what it is given before it tokenizes, as those with placeholders of their own do."""
 
     def __init__(self, processor):
-        self.processor = processor
-        self.image_token, self.apply_chat_template = processor.image_token, processor.apply_chat_template
+        self.processor, self.tokenizer = processor, processor.tokenizer
+        self.image_token, self.image_processor = processor.image_token, processor.image_processor
 
     def __call__(self, text, **settings):
         return self.processor(text=[each.replace("red", "RED") for each in text], **settings)

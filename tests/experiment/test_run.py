@@ -12,6 +12,7 @@ from transformers import AutoModelForImageTextToText
 
 import alignlab
 from alignlab import InputError
+from alignlab.backbones import Encoder
 from alignlab.experiment import record, shading
 from alignlab.experiment.config import digest, read, resolve
 from alignlab.experiment.run import evaluate_run, run
@@ -64,6 +65,9 @@ def test_a_run_directory_is_complete(config, tmp_path):
     assert resolve(read(folder / "config.yaml")) == resolve(config)
     versions = json.loads((folder / "versions.json").read_text())
     assert versions["packages"]["torch"] == torch.__version__ and "commit" in versions["git"]
+    prompt, encoder = json.loads((folder / "prompt.json").read_text()), Encoder.load(str(folder / "backbone"))
+    assert prompt["chat_template"] == (folder / "backbone" / "chat_template.jinja").read_text()
+    assert prompt["tokenizer_fingerprint"] == encoder.tokenizer_fingerprint()
     items = lines(folder / "items" / "caption.jsonl")
     assert len(items) == 4 and [bool(item["picture"]) for item in items] == [True, True, False, False]
     assert (folder / items[0]["picture"]).exists()
