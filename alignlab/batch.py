@@ -21,7 +21,24 @@ IGNORE = -100
 PICTURES = ("pixel_", "image_", "spatial_")
 """How the names begin of what a processor returns for each picture."""
 
-Part = str | Image.Image | Path
+
+@dataclass(frozen=True)
+class PictureBytes:
+    """The file of a picture, read from within a larger file.
+
+    Args:
+        content: The bytes of the file.
+        name: Where they are from, for messages and to tell pictures apart.
+    """
+
+    content: bytes = field(repr=False)
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Part = str | Image.Image | Path | PictureBytes
 """One part of a content: a text, a picture, or the file of a picture (decoded when it is encoded)."""
 
 Content = tuple[Part, ...]

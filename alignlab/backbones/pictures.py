@@ -1,25 +1,27 @@
 """Pictures: a part of a content as an upright RGB image, decoded when it is needed."""
 
 import warnings
+from io import BytesIO
 from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from alignlab.batch import PictureBytes
 from alignlab.errors import InputError
 
 
-def open_image(part: Image.Image | Path) -> Image.Image:
+def open_image(part: Image.Image | Path | PictureBytes) -> Image.Image:
     """Decode a picture: turned as its EXIF data says, in RGB, the first frame of several.
 
     Raises:
         InputError: The file is missing, no picture, corrupt, or so large that decoding it may exhaust the memory.
     """
-    if isinstance(part, Image.Image):
-        return _upright_rgb(part)
     try:
+        if isinstance(part, Image.Image):
+            return _upright_rgb(part)  # which decodes it, if that has not been done
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(part)
+            image = Image.open(BytesIO(part.content) if isinstance(part, PictureBytes) else part)
         with image:
             return _upright_rgb(image)
     except FileNotFoundError:

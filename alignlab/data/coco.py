@@ -61,8 +61,8 @@ class CocoJson(AlignmentData):
     ) -> None:
         super().__init__(batch_size=batch_size)
         folder = picture_folder(image_folder)
-        images, said = _read(captions, "data.captions", {"images": IMAGE, "annotations": CAPTION})
-        found, categories = _read(instances, "data.instances", {"annotations": INSTANCE, "categories": CATEGORY})
+        images, said = read_annotations(captions, "data.captions", {"images": IMAGE, "annotations": CAPTION})
+        found, categories = read_annotations(instances, "data.instances", {"annotations": INSTANCE, "categories": CATEGORY})
         names = {category["id"]: category["name"] for category in categories}
         self.objects = _vocabulary(names.values(), synonyms)
         texts, boxed = _by_image(said), _by_image(found)
@@ -97,7 +97,7 @@ CATEGORY: Fields = {"id": ID, "name": str}
 Record = dict[str, Any]
 
 
-def _read(path: str, key: str, lists: Mapping[str, Fields]) -> Iterator[list[Record]]:
+def read_annotations(path: str, key: str, lists: Mapping[str, Fields]) -> Iterator[list[Record]]:
     """The lists of a file, each of records with these fields."""
     content = read_json(Path(path), key)
     for name, fields in lists.items():

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from alignlab.batch import Content, Example, Part
+from alignlab.batch import Content, Example, Part, PictureBytes
 
 
 def id_hash(split: str, example: Example) -> int:
@@ -38,7 +38,7 @@ def words(content: Content) -> str:
 
 def _named(part: Part) -> str | dict[str, str]:
     # A folder of pictures may move, and a decoded picture has no name.
-    return part if isinstance(part, str) else {"picture": part.name if isinstance(part, Path) else ""}
+    return part if isinstance(part, str) else {"picture": part.name if isinstance(part, Path | PictureBytes) else ""}
 
 
 def _hash(value: object) -> int:
