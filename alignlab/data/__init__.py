@@ -14,10 +14,12 @@ from alignlab.data.corruptions import (
     PatchMask,
 )
 from alignlab.data.llava import LlavaJson, LlavaPairs
+from alignlab.data.loading import Loading
 from alignlab.data.pairs import build_pairs
 from alignlab.data.pope import POPEFiles
 from alignlab.data.preferences import Preferences
 from alignlab.data.scenes import Scenes
+from alignlab.data.stream import Stream
 from alignlab.functional.corruption import (
     adjust_brightness,
     adjust_contrast,
@@ -44,12 +46,14 @@ __all__ = [
     "Gamma",
     "LlavaJson",
     "LlavaPairs",
+    "Loading",
     "MoCo",
     "POPEFiles",
     "PatchMask",
     "Preferences",
     "Scenes",
     "Split",
+    "Stream",
     "adjust_brightness",
     "adjust_contrast",
     "adjust_gamma",

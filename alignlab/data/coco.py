@@ -4,11 +4,12 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 from alignlab.batch import Box, Example
 from alignlab.data.base import AlignmentData, Split
 from alignlab.data.files import check_pictures, listed, picture_folder, read_json, read_text
+from alignlab.data.loading import Loading
 from alignlab.data.mentions import Vocabulary
 from alignlab.errors import InputError
 
@@ -50,16 +51,21 @@ class CocoJson(AlignmentData):
         image_folder: What the pictures' file names are relative to.
         synonyms: A file like CHAIR's synonyms.txt: one line an object, its name and what else it is called, each set
             apart by a comma and a space. A name on two lines counts as the last one's object. None: no synonyms.
-        batch_size: Examples a process and micro-batch; nothing is trained on.
     """
 
     supplies: ClassVar[tuple[str, ...]] = ("query", "target", "captions", "boxes")
     splits: ClassVar[tuple[Split, ...]] = ("test",)
 
     def __init__(
-        self, *, captions: str, instances: str, image_folder: str, synonyms: str | None = None, batch_size: int = 64
+        self,
+        *,
+        captions: str,
+        instances: str,
+        image_folder: str,
+        synonyms: str | None = None,
+        **loading: Unpack[Loading],
     ) -> None:
-        super().__init__(batch_size=batch_size)
+        super().__init__(**loading)
         folder = picture_folder(image_folder)
         images, said = _read(captions, "data.captions", {"images": IMAGE, "annotations": CAPTION})
         found, categories = _read(instances, "data.instances", {"annotations": INSTANCE, "categories": CATEGORY})
@@ -67,7 +73,7 @@ class CocoJson(AlignmentData):
         self.objects = _vocabulary(names.values(), synonyms)
         texts, boxed = _by_image(said), _by_image(found)
         _check_together(images, texts, boxed, names, captions, instances)
-        check_pictures(folder, [image["file_name"] for image in images])
+        check_pictures(folder, [image["file_name"] for image in images], self.unreadable)
         images = sorted(images, key=lambda image: hashlib.sha256(image["file_name"].encode()).digest())
         self.listed = tuple(
             Example(

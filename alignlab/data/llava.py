@@ -5,11 +5,12 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 from alignlab.batch import Content, Example, Turn
 from alignlab.data.base import AlignmentData, Split
 from alignlab.data.files import check_pictures, listed, picture_folder, read_json
+from alignlab.data.loading import Loading
 from alignlab.errors import InputError
 
 MARKER = "<image>"
@@ -44,12 +45,9 @@ class LlavaJson(AlignmentData):
         image_folder: str,
         val_fraction: float = 0.05,
         test_fraction: float = 0.05,
-        batch_size: int = 64,
-        num_workers: int = 0,
-        embeddings: str | None = None,
-        mined: str | None = None,
+        **loading: Unpack[Loading],
     ) -> None:
-        super().__init__(batch_size=batch_size, num_workers=num_workers, embeddings=embeddings, mined=mined)
+        super().__init__(**loading)
         if not (0 <= val_fraction and 0 <= test_fraction and val_fraction + test_fraction < 1):
             raise InputError(
                 f"{type(self).__name__} needs val_fraction and test_fraction of at least 0 and less than 1 together, "
@@ -59,7 +57,7 @@ class LlavaJson(AlignmentData):
         self.source = Path(path).stem
         records = _read(Path(path))
         self._check(records, path)
-        check_pictures(self.folder, [name for record in records for name in _pictures(record)])
+        check_pictures(self.folder, [name for record in records for name in _pictures(record)], self.unreadable)
         self.records = _split(_numbered(records), val=val_fraction, test=test_fraction, path=path)
 
     def examples(self, split: Split) -> Sequence[Example]:
