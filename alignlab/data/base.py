@@ -13,8 +13,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from alignlab.batch import Batch, Example
 from alignlab.data.embeddings import Embeddings
+from alignlab.data.loading import MAX_PIXELS
 from alignlab.data.mentions import Vocabulary
 from alignlab.data.mined import Mined
+from alignlab.data.stream import Stream
 from alignlab.errors import InputError
 
 Split = Literal["train", "val", "test", "compositional"]
@@ -33,6 +35,11 @@ class AlignmentData(LightningDataModule):
     Args:
         batch_size: Examples a process and micro-batch.
         num_workers: Processes that encode; 0 encodes in the training process.
+        unreadable: What a picture does that is missing, corrupt or too large: ``stop``, or ``skip`` its example, which
+            the next readable one stands in for while training, and which evaluators leave out; it is counted.
+        max_pixels: Pictures of more pixels, width x height, are not decoded.
+        group_by_length: Make batches of examples of about one length.
+        shuffle_buffer: Of a stream, examples among which the next one is drawn.
         embeddings: A file that ``alignlab embed`` made of these data; the loaders take ``Example.embedding`` from it.
         mined: A file that ``alignlab mine`` made of these data; the loaders add to ``Example.negatives`` from it.
     """
@@ -56,7 +63,16 @@ class AlignmentData(LightningDataModule):
     """What asks for a caption like those of ``Example.captions``."""
 
     def __init__(
-        self, *, batch_size: int = 64, num_workers: int = 0, embeddings: str | None = None, mined: str | None = None
+        self,
+        *,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        unreadable: Literal["stop", "skip"] = "stop",
+        max_pixels: int = MAX_PIXELS,
+        group_by_length: bool = False,
+        shuffle_buffer: int = 1000,
+        embeddings: str | None = None,
+        mined: str | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1 or num_workers < 0:
@@ -66,6 +82,15 @@ class AlignmentData(LightningDataModule):
             )
         self.batch_size = batch_size
         self.num_workers = num_workers
+        if max_pixels < 1 or shuffle_buffer < 1:
+            raise InputError(
+                f"{type(self).__name__} needs max_pixels >= 1 and shuffle_buffer >= 1, "
+                f"got {max_pixels = }, {shuffle_buffer = }"
+            )
+        self.unreadable: Literal["stop", "skip"] = unreadable
+        self.max_pixels = max_pixels
+        self.group_by_length = group_by_length
+        self.shuffle_buffer = shuffle_buffer
         self.embeddings = None if embeddings is None else Embeddings(embeddings)
         self.mined = None if mined is None else Mined(mined)
         if isinstance(type(self).supplies, tuple):  # else the class works out itself what it supplies
@@ -82,6 +107,10 @@ class AlignmentData(LightningDataModule):
     @abstractmethod
     def examples(self, split: Split) -> Sequence[Example]:
         """The examples of a split, by index, the same ones in every process; made or decoded on access."""
+
+    def stream(self) -> Stream | None:
+        """The training examples in shards, where they are too many for ``examples``; None: they are not."""
+        return None
 
     def quality(self, example: Example, answer: str) -> float | None:
         """How right an answer to the last question of an example's conversation is, in [0, 1]; None: not known.

@@ -36,7 +36,7 @@ class Captions(AlignmentData):
     example of its own; these share a ``group``, so that they are no negatives of each other.
     """
 
-    supplies: ClassVar[tuple[str, ...]] = ("conversation", "query", "target", "captions")
+    supplies: ClassVar[tuple[str, ...]] = ("conversation", "query", "target", "captions", "group")
 
     source = "captions"
     """The data set, for scores by source."""
@@ -56,7 +56,7 @@ class Captions(AlignmentData):
             names.append(record.name)
             counts.append(len(record.captions))
             self.records.append(record)
-        check_pictures(self.folder, names, unreadable=self.unreadable)
+        check_pictures(self.folder, names, self.unreadable)
         numbers = {split: [1] * len(some) for split, some in places.items()}
         if self.per == "caption":
             numbers["train"] = [counts[place] for place in places.get("train", ())]
@@ -118,14 +118,14 @@ class Karpathy(Captions):
             raise InputError(f"data.path: {path} has no list 'images'; Karpathy's format is an object with images")
         self.source = str(content.get("dataset", Path(path).stem))
         records = list(checked(images, _karpathy, path, "image"))
-        places: dict[str, int] = {record.name: place for place, record in enumerate(records)}
-        if len(places) < len(records):
-            raise InputError(f"{path}: two of its {len(records)} images have one filename")
+        names = [record.name for record in records]
+        if len(set(names)) < len(names):
+            raise InputError(f"{path}: two of its {len(names)} images have one filename")
         by_split: defaultdict[Split, list[str]] = defaultdict(list)
         for record in records:
             if restval or record.split != "restval":
                 by_split[KARPATHY[record.split]].append(record.name)
-        self.hold(records, {split: array("L", [places[n] for n in by_hash(names)]) for split, names in by_split.items()})
+        self.hold(records, _places(names, by_split))
 
 
 class Flickr30k(Captions):
@@ -172,13 +172,9 @@ class Flickr30k(Captions):
         if twice := sorted(set(held.get("val", ())) & set(held.get("test", ()))):
             raise InputError(f"{val} and {test} both name {len(twice)} picture(s), e.g. {twice[0]}")
         rest = [name for name in names if not any(name in some for some in held.values())]
-        of = {name: place for place, name in enumerate(names)}
-        places = {
-            split: array("L", [of[rest[place]] for place in some])
-            for split, some in drawn(rest, val=shares[0], test=shares[1], where=path).items()
-        }
-        places |= {split: array("L", [of[name] for name in by_hash(some)]) for split, some in held.items()}
-        self.hold((Captioned(name, "", captions) for name, captions in said.items()), places)
+        places = drawn(rest, val=shares[0], test=shares[1], where=path)
+        held |= {split: [rest[place] for place in some] for split, some in places.items() if split not in held}
+        self.hold((Captioned(name, "", captions) for name, captions in said.items()), _places(names, held))
 
 
 class CocoCaptions(Captions):
@@ -255,6 +251,12 @@ def _names(path: Path, key: str, known: Sequence[str]) -> list[str]:
     if unknown := [name for name in listed if name not in of]:
         raise InputError(f"{key}: {path} names {len(unknown)} picture(s) without a caption, e.g. {unknown[0]}")
     return [of[name] or name for name in listed]
+
+
+def _places(names: Sequence[str], by_split: Mapping[Split, Sequence[str]]) -> dict[Split, array]:
+    """Where the pictures of each split stand among all, in the order of a hash."""
+    of = {name: place for place, name in enumerate(names)}
+    return {split: array("L", [of[name] for name in by_hash(some)]) for split, some in by_split.items()}
 
 
 def _rounds(counts: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -53,7 +53,7 @@ class LlavaJson(AlignmentData):
         keys: list[str] = []
         pictures: set[str] = set()
         self.records = Packed(self._read(Path(path), keys, pictures))
-        check_pictures(self.folder, pictures, unreadable=self.unreadable)
+        check_pictures(self.folder, pictures, self.unreadable)
         self.places = drawn(keys, val=val_fraction, test=test_fraction, where=path)
 
     def examples(self, split: Split) -> Sequence[Example]:
