@@ -1,26 +1,29 @@
 """AlignmentData: examples of three splits, and loaders whose order is a function of the seed and resumes exactly."""
 
-import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from lightning.pytorch import LightningDataModule
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from alignlab.batch import Batch, Example
+from alignlab.batch import Example
 from alignlab.data.embeddings import Embeddings
+from alignlab.data.lengths import estimated_length
+from alignlab.data.loaders import Encode, Encoding, Indexed, ResumableLoader
 from alignlab.data.loading import MAX_PIXELS
 from alignlab.data.mentions import Vocabulary
 from alignlab.data.mined import Mined
+from alignlab.data.order import Order, ShuffledBatches, SourceBatches, StepNumbers
+from alignlab.data.readable import Readable, first_readable
 from alignlab.data.stream import Stream
+from alignlab.data.streaming import Streamed
 from alignlab.errors import InputError
 
 Split = Literal["train", "val", "test", "compositional"]
-Encode = Callable[[list[Example]], Batch]
 
 FILLED = {"embeddings": "embedding", "mined": "negatives"}
 """Settings that name a file, and the field of ``Example`` that the file fills."""
@@ -52,6 +55,9 @@ class AlignmentData(LightningDataModule):
 
     attributes: Mapping[str, tuple[str, ...]] = {}
     """Words of the captions by attribute, where the data set knows them; caption accuracy is given for each."""
+
+    sources: Mapping[str, Self] = {}
+    """The data sets of a mixture by name, which is the ``source`` of their examples; metrics are given for each."""
 
     canonical: Mapping[str, str] = {}
     """Synonym -> the word that it counts as."""
@@ -98,6 +104,9 @@ class AlignmentData(LightningDataModule):
             filled = [field for name, field in FILLED.items() if files[name] is not None]
             self.supplies = tuple(dict.fromkeys((*self.supplies, *filled)))
         self.encode: Encode | None = None
+        self.left_out: dict[Split, set[str]] = {}
+        """Ids of what ``first`` left out."""
+
         self.order_seed = 0
         """Which order the training split comes in; an experiment sets it from its seed."""
 
@@ -151,28 +160,102 @@ class AlignmentData(LightningDataModule):
         """Say how examples become batches, which is the backbone's business."""
         self.encode = encode
 
-    def train_dataloader(self) -> DataLoader:
-        examples = self.filled("train")
-        rank, processes = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        order = ShuffledBatches(
+    def readable(self, split: Split) -> Readable:
+        """The examples of a split as loaders hand them on: ``filled``, their pictures decoded.
+
+        With ``unreadable = skip`` another one stands at the place of one that cannot be read.
+        """
+        return Readable(self.filled(split), max_pixels=self.max_pixels, skip=self.unreadable == "skip")
+
+    def first(self, split: Split, count: int) -> list[Example]:
+        """The first examples of a split, to be judged; fewer, where there are not so many.
+
+        With ``unreadable = skip`` those are left out that cannot be read, and ``left_out`` keeps their ids; each
+        picture is then decoded once more than else.
+        """
+        examples = self.examples(split)
+        if self.unreadable == "stop":
+            return [examples[index] for index in range(min(count, len(examples)))]
+        found, left_out = first_readable(examples, count, max_pixels=self.max_pixels)
+        self.left_out.setdefault(split, set()).update(left_out)
+        return found
+
+    def batches(self, rank: int, processes: int) -> Order:
+        """Which training examples a process takes at which step."""
+        examples, who = self.filled("train"), type(self).__name__
+        if self.group_by_length and self.run > 1:
+            raise InputError(f"{who}: its neighbours stay together, which group_by_length would part")
+        return ShuffledBatches(
             len(examples),
             self.batch_size,
             seed=self.order_seed,
             rank=rank,
             processes=processes,
             run=self.run,
-            who=type(self).__name__,
+            lengths=[estimated_length(example) for example in examples] if self.group_by_length else None,
+            who=who,
         )
-        return ResumableLoader(_Examples(examples), batch_sampler=order, **self._settings())
+
+    def check_stream(self, processes: int, max_steps: int) -> None:
+        """Raise InputError if there is a stream that cannot be trained on by so many processes, or without an end."""
+        stream, who, workers = self.stream(), type(self).__name__, max(self.num_workers, 1)
+        if stream is None:
+            return
+        if max_steps < 1:
+            raise InputError(f"{who} streams its training examples, which have no end; set trainer.max_steps")
+        if stream.num_shards < processes * workers:
+            raise InputError(
+                f"{who} has {stream.num_shards} shard(s) for {processes} process(es) with {workers} worker(s), each of "
+                f"which reads shards of its own; set data.num_workers to at most {stream.num_shards // processes}, "
+                "start fewer processes, or cut the data into more shards"
+            )
+        wanted = {"embeddings": self.embeddings, "mined": self.mined, "group_by_length": self.group_by_length or None}
+        if given := [name for name, value in wanted.items() if value is not None]:
+            raise InputError(f"{who} streams its training examples, which {', '.join(given)} would need by index")
+
+    def train_dataloader(self) -> DataLoader:
+        rank, processes = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        stream = self.stream()
+        if stream is None:
+            examples, order = Indexed(self.readable("train")), self.batches(rank, processes)
+        else:
+            # An epoch that is as long as the training: Lightning then neither looks for its end nor reads ahead.
+            steps = self.trainer.max_steps if self.trainer else -1
+            self.check_stream(processes, steps)
+            examples, order = (
+                self._streamed(stream, rank, processes),
+                StepNumbers(steps * self.trainer.accumulate_grad_batches),
+            )
+        return ResumableLoader(examples, batch_sampler=order, **self._settings())
+
+    def _streamed(self, stream: Stream, rank: int, processes: int) -> Streamed:
+        workers = max(self.num_workers, 1)
+        return Streamed(
+            stream,
+            batch_size=self.batch_size,
+            seed=self.order_seed,
+            first=rank * workers,
+            num_readers=processes * workers,
+            num_workers=workers,
+            buffer=self.shuffle_buffer,
+            max_pixels=self.max_pixels,
+            skip=self.unreadable == "skip",
+        )
 
     def val_dataloader(self) -> DataLoader:
-        return DataLoader(_Examples(self.filled("val")), batch_size=self.batch_size, **self._settings())
+        examples = self.readable("val")
+        order = SourceBatches(self.source_sizes("val"), self.batch_size)
+        return DataLoader(Indexed(examples), batch_sampler=order, **self._settings())
+
+    def source_sizes(self, split: Split) -> Sequence[int]:
+        """How many examples each source has in a split, in which they stand one after the other."""
+        return [len(self.examples(split))]
 
     def _settings(self) -> dict[str, Any]:
         if self.encode is None:
             raise RuntimeError(f"{type(self).__name__}.connect must be called before its loaders are used")
         return {
-            "collate_fn": self.encode,
+            "collate_fn": Encoding(self.encode),
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
@@ -210,71 +293,3 @@ class _Filled(Sequence[Example]):
             found = self.mined.of(self.split, range(len(self))[index], self.examples)
             example = replace(example, negatives=(*example.negatives, *found))
         return example
-
-
-class _Examples(Dataset):
-    """A sequence of examples as torch's loader wants it."""
-
-    def __init__(self, examples: Sequence[Example]) -> None:
-        self.items = examples
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> Example:
-        return self.items[index]
-
-
-class ShuffledBatches:
-    """Batches of indices, reshuffled every epoch by (seed, epoch) alone; a last, short batch is dropped.
-
-    Args:
-        run: Neighbours that many at a time stay neighbours, so that they share a batch but where it ends.
-    """
-
-    def __init__(
-        self, size: int, batch_size: int, *, seed: int, rank: int, processes: int, run: int = 1, who: str
-    ) -> None:
-        if size < batch_size * processes:
-            raise InputError(
-                f"{who} has {size} training examples, fewer than one batch of {batch_size} for {processes} "
-                f"process(es); set data.batch_size to at most {max(size // processes, 1)} or give it more examples"
-            )
-        self.size, self.batch_size, self.seed = size, batch_size, seed
-        self.rank, self.processes, self.run = rank, processes, run
-        self.epoch = 0
-        self.start = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning at the start of every epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.size // (self.batch_size * self.processes)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        generator = torch.Generator().manual_seed(hash((self.seed, self.epoch)) % 2**63)
-        runs = torch.randperm(math.ceil(self.size / self.run), generator=generator).tolist()
-        order = [index for each in runs for index in range(each * self.run, min((each + 1) * self.run, self.size))]
-        first, self.start = self.start, 0
-        for index in range(first, len(self)):
-            start = (index * self.processes + self.rank) * self.batch_size
-            yield order[start : start + self.batch_size]
-
-
-class ResumableLoader(DataLoader):
-    """A loader that Lightning can checkpoint inside an epoch: its state is the number of batches handed out."""
-
-    handed_out = 0
-
-    def __iter__(self) -> Iterator[Batch]:
-        self.handed_out = self.batch_sampler.start
-        for batch in super().__iter__():
-            self.handed_out += 1
-            yield batch
-
-    def state_dict(self) -> dict[str, int]:
-        return {"handed_out": self.handed_out % len(self)}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.batch_sampler.start = state["handed_out"]

@@ -10,7 +10,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from alignlab.backbones import PARTS, Backbone, DualEncoder, open_backbone
 from alignlab.backbones.batching import Batching
-from alignlab.data.base import ShuffledBatches, check_supplies
+from alignlab.data.base import check_supplies
+from alignlab.data.order import check_size
 from alignlab.errors import InputError
 from alignlab.experiment.config import Experiment, instantiate
 from alignlab.experiment.stages import STAGE, named_stages, outlined
@@ -139,7 +140,7 @@ def _check_sizes(experiment: Experiment, to_be_built: Mapping[str, Any] | None, 
         batch_size, who = to_be_built["init_args"].get("batch_size", 1), to_be_built["class_path"]
         size = size if most is None else min(size, most)
     if experiment.pairs is None and experiment.command is None:
-        ShuffledBatches(size, batch_size, seed=0, rank=0, processes=1, who=who)
+        check_size(size, batch_size, 1, who)
     for evaluator in experiment.evaluators:
         judged = evaluator.judged(data)
         if judged is data and to_be_built is not None:

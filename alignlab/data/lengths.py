@@ -1,0 +1,12 @@
+"""lengths: about how long an example will be, without a tokenizer."""
+
+from alignlab.batch import Example
+
+PICTURE = 2000
+"""Characters that a picture counts as: about 500 tokens."""
+
+
+def estimated_length(example: Example) -> int:
+    """Characters of an example's conversation, or where it has none of its query and target; pictures as so many."""
+    parts = [part for turn in example.conversation for part in turn.content] or [*example.query, *example.target]
+    return sum(len(part) if isinstance(part, str) else PICTURE for part in parts)
