@@ -50,7 +50,7 @@ class SugarCrepe(AlignmentData):
         entries = read_json(file, "data.path")
         if not isinstance(entries, dict):
             raise InputError(f"{file} holds a {type(entries).__name__}; SugarCrepe's format is an object of entries")
-        for number, entry in zip(entries, checked(entries.values(), _entry, str(file), "entry"), strict=True):
+        for number, entry in zip(entries, checked(entries.values(), _entry, str(file), "foil"), strict=True):
             picture, true = folder / entry["filename"], entry["caption"]
             yield Example.answering(
                 f"{kind}-{number}",
