@@ -42,7 +42,7 @@ class _Subsets(AlignmentData):
         files = {name: some for name, some in files.items() if some or subsets}
         if empty := [name for name, some in files.items() if not some] or ([] if files else [path]):
             raise InputError(
-                f"data.path: {empty[0]} has no {prefix}*.parquet or {prefix}*.jsonl; MMEB has a folder a set"
+                f"data.path: {empty[0]} has no {prefix}*.parquet or {prefix}*.jsonl; MMEB has a folder for each subset"
             )
         names: set[str] = set()
         for subset, some in files.items():

