@@ -15,6 +15,7 @@ from alignlab.data.corruptions import (
 )
 from alignlab.data.llava import LlavaJson, LlavaPairs
 from alignlab.data.loading import Loading
+from alignlab.data.mixture import DataMixture
 from alignlab.data.pairs import build_pairs
 from alignlab.data.pope import POPEFiles
 from alignlab.data.preferences import Preferences
@@ -41,6 +42,7 @@ __all__ = [
     "ContrastChange",
     "Corruption",
     "Crop",
+    "DataMixture",
     "DiffusionNoise",
     "Flip",
     "Gamma",

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -20,7 +21,7 @@ from alignlab.data.mined import Mined
 from alignlab.data.order import Order, ShuffledBatches, SourceBatches, StepNumbers
 from alignlab.data.readable import Readable, first_readable
 from alignlab.data.stream import Stream
-from alignlab.data.streaming import Streamed
+from alignlab.data.streaming import Streamed, check_readers
 from alignlab.errors import InputError
 
 Split = Literal["train", "val", "test", "compositional"]
@@ -30,6 +31,10 @@ FILLED = {"embeddings": "embedding", "mined": "negatives"}
 
 NUM_CHECKED = 64
 """Examples of a split, spread evenly, that are compared with such a file before training."""
+
+
+NUM_HEAD = 256
+"""Examples of a stream that are looked at before training."""
 
 
 class AlignmentData(LightningDataModule):
@@ -104,9 +109,7 @@ class AlignmentData(LightningDataModule):
             filled = [field for name, field in FILLED.items() if files[name] is not None]
             self.supplies = tuple(dict.fromkeys((*self.supplies, *filled)))
         self.encode: Encode | None = None
-        self.left_out: dict[Split, set[str]] = {}
-        """Ids of what ``first`` left out."""
-
+        self._left_out: dict[Split, set[str]] = {}
         self.order_seed = 0
         """Which order the training split comes in; an experiment sets it from its seed."""
 
@@ -144,7 +147,12 @@ class AlignmentData(LightningDataModule):
         return None
 
     def filled(self, split: Split) -> Sequence[Example]:
-        """The examples of a split as training sees them: with what ``embeddings`` and ``mined`` add."""
+        """The examples of a split as training sees them: with what ``embeddings`` and ``mined`` add.
+
+        Of a stream the first ``NUM_HEAD`` training examples, for those who only need some.
+        """
+        if split == "train" and (stream := self.stream()) is not None:
+            return list(islice(stream.shard(0), NUM_HEAD))
         if self.embeddings is None and self.mined is None:
             return self.examples(split)
         return _Filled(self.examples(split), split, self.embeddings, self.mined)
@@ -177,8 +185,13 @@ class AlignmentData(LightningDataModule):
         if self.unreadable == "stop":
             return [examples[index] for index in range(min(count, len(examples)))]
         found, left_out = first_readable(examples, count, max_pixels=self.max_pixels)
-        self.left_out.setdefault(split, set()).update(left_out)
+        self._left_out.setdefault(split, set()).update(left_out)
         return found
+
+    @property
+    def left_out(self) -> Mapping[Split, set[str]]:
+        """Ids of what ``first`` left out, by split."""
+        return self._left_out
 
     def batches(self, rank: int, processes: int) -> Order:
         """Which training examples a process takes at which step."""
@@ -198,20 +211,12 @@ class AlignmentData(LightningDataModule):
 
     def check_stream(self, processes: int, max_steps: int) -> None:
         """Raise InputError if there is a stream that cannot be trained on by so many processes, or without an end."""
-        stream, who, workers = self.stream(), type(self).__name__, max(self.num_workers, 1)
-        if stream is None:
+        if (stream := self.stream()) is None:
             return
-        if max_steps < 1:
-            raise InputError(f"{who} streams its training examples, which have no end; set trainer.max_steps")
-        if stream.num_shards < processes * workers:
-            raise InputError(
-                f"{who} has {stream.num_shards} shard(s) for {processes} process(es) with {workers} worker(s), each of "
-                f"which reads shards of its own; set data.num_workers to at most {stream.num_shards // processes}, "
-                "start fewer processes, or cut the data into more shards"
-            )
+        check_readers(stream, processes, max(self.num_workers, 1), max_steps, who=type(self).__name__)
         wanted = {"embeddings": self.embeddings, "mined": self.mined, "group_by_length": self.group_by_length or None}
         if given := [name for name, value in wanted.items() if value is not None]:
-            raise InputError(f"{who} streams its training examples, which {', '.join(given)} would need by index")
+            raise InputError(f"{type(self).__name__} streams its training examples, so there is no {', '.join(given)}")
 
     def train_dataloader(self) -> DataLoader:
         rank, processes = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -222,10 +227,8 @@ class AlignmentData(LightningDataModule):
             # An epoch that is as long as the training: Lightning then neither looks for its end nor reads ahead.
             steps = self.trainer.max_steps if self.trainer else -1
             self.check_stream(processes, steps)
-            examples, order = (
-                self._streamed(stream, rank, processes),
-                StepNumbers(steps * self.trainer.accumulate_grad_batches),
-            )
+            examples = self._streamed(stream, rank, processes)
+            order = StepNumbers(steps * self.trainer.accumulate_grad_batches)
         return ResumableLoader(examples, batch_sampler=order, **self._settings())
 
     def _streamed(self, stream: Stream, rank: int, processes: int) -> Streamed:

@@ -74,6 +74,8 @@ def check(
     """
     experiment = instantiate(config)
     processes = _check_trainer(experiment.trainer)
+    if experiment.command is None and experiment.pairs is None:
+        experiment.data.check_stream(processes, experiment.trainer["max_steps"])
     _check_sizes(experiment, to_be_built, most)
     requires = experiment.requires
     if to_be_built is None:
@@ -139,7 +141,7 @@ def _check_sizes(experiment: Experiment, to_be_built: Mapping[str, Any] | None, 
     if to_be_built is not None:
         batch_size, who = to_be_built["init_args"].get("batch_size", 1), to_be_built["class_path"]
         size = size if most is None else min(size, most)
-    if experiment.pairs is None and experiment.command is None:
+    if experiment.pairs is None and experiment.command is None and data.stream() is None:
         check_size(size, batch_size, 1, who)
     for evaluator in experiment.evaluators:
         judged = evaluator.judged(data)
@@ -152,7 +154,7 @@ def _check_sizes(experiment: Experiment, to_be_built: Mapping[str, Any] | None, 
 
 
 def _check_lengths(experiment: Experiment, encoder: Batching, requires: Sequence[str]) -> None:
-    read = [(experiment.data.filled("train"), requires)]
+    read = [(experiment.data.readable("train"), requires)]
     for evaluator in experiment.evaluators:
         sequences = tuple(name for name in evaluator.requires if name in ("conversation", "query", "target"))
         read += [(evaluator.judged(experiment.data).examples(evaluator.split), sequences)] if sequences else []
