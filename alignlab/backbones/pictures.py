@@ -1,6 +1,7 @@
 """Pictures: a part of a content as an upright RGB image, decoded when it is needed."""
 
 import warnings
+from io import BytesIO
 from pathlib import Path
 
 from PIL import Image, ImageFile, ImageOps
@@ -41,6 +42,27 @@ def open_image(part: Image.Image | Path, *, max_pixels: int | None = None) -> Im
         raise UnreadablePicture(f"{name} is not a picture that Pillow can read; mend it or remove it") from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow's decoders raise at broken files
         raise UnreadablePicture(f"picture {name} is corrupt ({error}); mend it or remove it") from None
+
+
+def encoded_image(content: bytes, *, name: str) -> Image.Image:
+    """A picture in the bytes of its file, of which only the header is read; ``open_image`` decodes it.
+
+    Args:
+        name: What messages call it.
+
+    Raises:
+        UnreadablePicture: It is none, or so large that Pillow refuses it.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(BytesIO(content))
+    except Image.DecompressionBombError as error:
+        raise UnreadablePicture(f"picture {name} is too large: {error}") from None
+    except (OSError, SyntaxError, ValueError):
+        raise UnreadablePicture(f"{name} is not a picture that Pillow can read; mend it or remove it") from None
+    image.filename = name
+    return image
 
 
 def _within(image: Image.Image, limit: int | None, too_large: UnreadablePicture) -> Image.Image:

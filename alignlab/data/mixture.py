@@ -100,19 +100,22 @@ class DataMixture(AlignmentData):
         for data in self.sources.values():
             data.check_files()
 
-    def batches(self, rank: int, processes: int) -> MixedBatches:
-        sizes = {name: len(data.examples("train")) for name, data in self._having("train")}
+    def check_training(self, processes: int, max_steps: int) -> None:
+        sizes, needed = self._sizes(), self.batch_size * processes if self.homogeneous else 1
         weights = sizes if self.weights is None else self.weights
-        step = self.batch_size * processes
-        needed = step if self.homogeneous else 1
         for name, size in sizes.items():
             if weights[name] and size < needed:
                 raise InputError(
                     f"DataMixture: source {name} has {size} training examples, but {needed} of one source are needed "
                     "at a time; give it more, give it a weight of 0, or lower data.batch_size"
                 )
-        num_samples = sum(sizes.values()) if self.num_samples is None else self.num_samples
-        check_size(num_samples, self.batch_size, processes, "DataMixture")
+        if not any(weights[name] for name in sizes):
+            raise InputError("DataMixture: no source with a weight has training examples")
+        check_size(self._samples(), self.batch_size, processes, type(self).__name__)
+
+    def batches(self, rank: int, processes: int) -> MixedBatches:
+        sizes = self._sizes()
+        weights = sizes if self.weights is None else self.weights
         total = sum(weights[name] for name in sizes)
         return MixedBatches(
             tuple(sizes.values()),
@@ -123,7 +126,7 @@ class DataMixture(AlignmentData):
             rank=rank,
             processes=processes,
             homogeneous=self.homogeneous,
-            num_samples=num_samples,
+            num_samples=self._samples(),
         )
 
     def quality(self, example: Example, answer: str) -> float | None:
@@ -134,6 +137,12 @@ class DataMixture(AlignmentData):
 
     def drawn(self, example: Example, picture: Image.Image) -> dict[str, float] | None:
         return self.sources[example.source].drawn(example, picture)
+
+    def _sizes(self) -> dict[str, int]:
+        return {name: len(data.examples("train")) for name, data in self._having("train")}
+
+    def _samples(self) -> int:
+        return sum(self._sizes().values()) if self.num_samples is None else self.num_samples
 
     def _having(self, split: Split) -> list[tuple[str, AlignmentData]]:
         return [(name, data) for name, data in self.sources.items() if split in data.splits]
@@ -147,6 +156,8 @@ def _check(sources: Mapping[str, AlignmentData], weights: Mapping[str, float] | 
             raise InputError(f'DataMixture: a source is called by a word without "/", got {name!r}')
         if data.stream() is not None:
             raise InputError(f"DataMixture: source {name} streams its examples, which cannot be drawn by weight")
+        if data.group_by_length:
+            raise InputError(f"DataMixture: source {name} groups by length, but the mixture makes the batches")
         if data.sources:
             raise InputError(f"DataMixture: source {name} is a mixture itself; name its sources here")
     if weights is not None and set(weights) != set(sources):
