@@ -261,6 +261,8 @@ class Batch:
         groups: B names; the samples of one group are right for each other.
         prompt_lengths: (B,) long, real tokens before the last answer, of ``conversation`` and of ``rejected`` alike.
         answer_lengths: (2, B) long, tokens of those two answers, before they were cut to the longest sequence.
+        sources: B names of data sets; empty where a batch is none of a loader's.
+        skipped: Ids of examples that could not be read, and that others of the batch stand in for.
     """
 
     ids: tuple[str, ...]
@@ -277,6 +279,8 @@ class Batch:
     groups: tuple[str, ...] | None = None
     prompt_lengths: Tensor | None = None
     answer_lengths: Tensor | None = None
+    sources: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)

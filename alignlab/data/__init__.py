@@ -16,6 +16,7 @@ from alignlab.data.corruptions import (
 )
 from alignlab.data.llava import LlavaJson, LlavaPairs
 from alignlab.data.loading import Loading
+from alignlab.data.mixture import DataMixture
 from alignlab.data.mmeb import MMEB, MMEBEval
 from alignlab.data.narratives import LocalizedNarratives
 from alignlab.data.pairs import build_pairs
@@ -58,6 +59,7 @@ __all__ = [
     "ContrastChange",
     "Corruption",
     "Crop",
+    "DataMixture",
     "DiffusionNoise",
     "Flip",
     "Gamma",

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from itertools import islice
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -12,24 +12,26 @@ from torch.utils.data import DataLoader
 
 from alignlab.batch import Example
 from alignlab.data.embeddings import Embeddings
-from alignlab.data.lengths import estimated_length
+from alignlab.data.filling import FILLED, Filled
+from alignlab.data.lengths import estimated_lengths
 from alignlab.data.loaders import Encode, Encoding, Indexed, ResumableLoader
 from alignlab.data.loading import MAX_PIXELS
 from alignlab.data.mentions import Vocabulary
 from alignlab.data.mined import Mined
-from alignlab.data.order import Order, ShuffledBatches, SourceBatches, StepNumbers
+from alignlab.data.order import Order, ShuffledBatches, SourceBatches, StepNumbers, check_size
 from alignlab.data.readable import Readable, first_readable
 from alignlab.data.stream import Stream
-from alignlab.data.streaming import Streamed
+from alignlab.data.streaming import Streamed, check_readers
 from alignlab.errors import InputError
 
 Split = Literal["train", "val", "test", "compositional"]
 
-FILLED = {"embeddings": "embedding", "mined": "negatives"}
-"""Settings that name a file, and the field of ``Example`` that the file fills."""
-
 NUM_CHECKED = 64
 """Examples of a split, spread evenly, that are compared with such a file before training."""
+
+
+NUM_HEAD = 256
+"""Examples of a stream that are looked at before training."""
 
 
 class AlignmentData(LightningDataModule):
@@ -104,9 +106,7 @@ class AlignmentData(LightningDataModule):
             filled = [field for name, field in FILLED.items() if files[name] is not None]
             self.supplies = tuple(dict.fromkeys((*self.supplies, *filled)))
         self.encode: Encode | None = None
-        self.left_out: dict[Split, set[str]] = {}
-        """Ids of what ``first`` left out."""
-
+        self._left_out: dict[Split, set[str]] = {}
         self.order_seed = 0
         """Which order the training split comes in; an experiment sets it from its seed."""
 
@@ -144,10 +144,15 @@ class AlignmentData(LightningDataModule):
         return None
 
     def filled(self, split: Split) -> Sequence[Example]:
-        """The examples of a split as training sees them: with what ``embeddings`` and ``mined`` add."""
+        """The examples of a split as training sees them: with what ``embeddings`` and ``mined`` add.
+
+        Of a stream the first ``NUM_HEAD`` training examples, for those who only need some.
+        """
+        if split == "train" and (stream := self.stream()) is not None:
+            return list(islice(stream.shard(0), NUM_HEAD))
         if self.embeddings is None and self.mined is None:
             return self.examples(split)
-        return _Filled(self.examples(split), split, self.embeddings, self.mined)
+        return Filled(self.examples(split), split, self.embeddings, self.mined)
 
     def check_files(self) -> None:
         """Raise InputError if ``embeddings`` or ``mined`` were not made of these data; looks at a spread sample."""
@@ -177,55 +182,50 @@ class AlignmentData(LightningDataModule):
         if self.unreadable == "stop":
             return [examples[index] for index in range(min(count, len(examples)))]
         found, left_out = first_readable(examples, count, max_pixels=self.max_pixels)
-        self.left_out.setdefault(split, set()).update(left_out)
+        self._left_out.setdefault(split, set()).update(left_out)
         return found
+
+    @property
+    def left_out(self) -> Mapping[Split, set[str]]:
+        """Ids of what ``first`` left out, by split."""
+        return self._left_out
+
+    def check_training(self, processes: int, max_steps: int) -> None:
+        """Raise InputError if so many processes cannot be trained on these data, as far as is known by their number."""
+        who, stream = type(self).__name__, self.stream()
+        if stream is None:
+            check_size(len(self.examples("train")), self.batch_size, processes, who)
+            if self.group_by_length and self.run > 1:
+                raise InputError(f"{who}: its neighbours stay together, which group_by_length would part")
+            return
+        check_readers(stream, processes, max(self.num_workers, 1), max_steps, who=who)
+        wanted = {"embeddings": self.embeddings, "mined": self.mined, "group_by_length": self.group_by_length or None}
+        if given := [name for name, value in wanted.items() if value is not None]:
+            raise InputError(f"{who} streams its training examples, so there is no {', '.join(given)}")
 
     def batches(self, rank: int, processes: int) -> Order:
         """Which training examples a process takes at which step."""
-        examples, who = self.filled("train"), type(self).__name__
-        if self.group_by_length and self.run > 1:
-            raise InputError(f"{who}: its neighbours stay together, which group_by_length would part")
         return ShuffledBatches(
-            len(examples),
+            len(self.examples("train")),
             self.batch_size,
             seed=self.order_seed,
             rank=rank,
             processes=processes,
             run=self.run,
-            lengths=[estimated_length(example) for example in examples] if self.group_by_length else None,
-            who=who,
+            lengths=estimated_lengths(self.examples("train")) if self.group_by_length else None,
+            who=type(self).__name__,
         )
-
-    def check_stream(self, processes: int, max_steps: int) -> None:
-        """Raise InputError if there is a stream that cannot be trained on by so many processes, or without an end."""
-        stream, who, workers = self.stream(), type(self).__name__, max(self.num_workers, 1)
-        if stream is None:
-            return
-        if max_steps < 1:
-            raise InputError(f"{who} streams its training examples, which have no end; set trainer.max_steps")
-        if stream.num_shards < processes * workers:
-            raise InputError(
-                f"{who} has {stream.num_shards} shard(s) for {processes} process(es) with {workers} worker(s), each of "
-                f"which reads shards of its own; set data.num_workers to at most {stream.num_shards // processes}, "
-                "start fewer processes, or cut the data into more shards"
-            )
-        wanted = {"embeddings": self.embeddings, "mined": self.mined, "group_by_length": self.group_by_length or None}
-        if given := [name for name, value in wanted.items() if value is not None]:
-            raise InputError(f"{who} streams its training examples, which {', '.join(given)} would need by index")
 
     def train_dataloader(self) -> DataLoader:
         rank, processes = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        stream = self.stream()
-        if stream is None:
+        steps = self.trainer.max_steps if self.trainer else -1
+        self.check_training(processes, steps)
+        if (stream := self.stream()) is None:
             examples, order = Indexed(self.readable("train")), self.batches(rank, processes)
         else:
-            # An epoch that is as long as the training: Lightning then neither looks for its end nor reads ahead.
-            steps = self.trainer.max_steps if self.trainer else -1
-            self.check_stream(processes, steps)
-            examples, order = (
-                self._streamed(stream, rank, processes),
-                StepNumbers(steps * self.trainer.accumulate_grad_batches),
-            )
+            # An epoch is as long as the training: Lightning then neither looks for its end nor reads ahead.
+            examples = self._streamed(stream, rank, processes)
+            order = StepNumbers(steps * self.trainer.accumulate_grad_batches)
         return ResumableLoader(examples, batch_sampler=order, **self._settings())
 
     def _streamed(self, stream: Stream, rank: int, processes: int) -> Streamed:
@@ -272,24 +272,3 @@ def check_supplies(who: str, requires: Sequence[str], data: AlignmentData | type
             f"{who} requires {', '.join(requires)}, but {whose} supplies {', '.join(data.supplies) or 'nothing'}; "
             f"it lacks {', '.join(missing)}"
         )
-
-
-class _Filled(Sequence[Example]):
-    """Examples of a split, each completed from files when it is asked for."""
-
-    def __init__(
-        self, examples: Sequence[Example], split: Split, embeddings: Embeddings | None, mined: Mined | None
-    ) -> None:
-        self.examples, self.split, self.embeddings, self.mined = examples, split, embeddings, mined
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: int) -> Example:
-        example = self.examples[index]
-        if self.embeddings is not None:
-            example = replace(example, embedding=self.embeddings.of(self.split, example))
-        if self.mined is not None:
-            found = self.mined.of(self.split, range(len(self))[index], self.examples)
-            example = replace(example, negatives=(*example.negatives, *found))
-        return example

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from alignlab.batch import Content, Example, Part, PictureBytes
+from alignlab.batch import Content, Example, Part
 
 
 def id_hash(split: str, example: Example) -> int:
@@ -37,8 +37,8 @@ def words(content: Content) -> str:
 
 
 def _named(part: Part) -> str | dict[str, str]:
-    # A folder of pictures may move, and a decoded picture has no name.
-    return part if isinstance(part, str) else {"picture": part.name if isinstance(part, Path | PictureBytes) else ""}
+    # A folder of pictures may move, and so may what holds one's bytes; a decoded picture has no name.
+    return part if isinstance(part, str) else {"picture": part.name if isinstance(part, Path) else ""}
 
 
 def _hash(value: object) -> int:

@@ -6,13 +6,14 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack
 
 from lightning.pytorch.utilities import rank_zero_warn
 
 from alignlab.batch import Example, Part, PictureBytes, Turn
 from alignlab.data.base import AlignmentData, Split
 from alignlab.data.files import check_pictures
+from alignlab.data.loading import Loading
 from alignlab.data.tables import Named, open_files, picture_names, undecoded
 from alignlab.errors import InputError
 
@@ -58,14 +59,14 @@ class Preferences(AlignmentData):
 
     supplies: ClassVar[tuple[str, ...]] = ("conversation", "rejected")
 
-    def __init__(self, *, path: str, val_fraction: float = 0.05, batch_size: int = 64, num_workers: int = 0) -> None:
-        super().__init__(batch_size=batch_size, num_workers=num_workers)
+    def __init__(self, *, path: str, val_fraction: float = 0.05, **loading: Unpack[Loading]) -> None:
+        super().__init__(**loading)
         if not 0 <= val_fraction < 1:
             raise InputError(f"Preferences needs val_fraction of at least 0 and less than 1, got {val_fraction}")
         self.source = Path(path).stem
         tables = {split: _Table(table, f"{path}, {split}", path) for split, table in _open(Path(path)).items()}
         seen: Counter[str] = Counter()
-        pairs = {split: table.pairs(seen) for split, table in tables.items()}
+        pairs = {split: table.pairs(seen, self.unreadable) for split, table in tables.items()}
         if same := sum(table.num_same for table in tables.values()):
             rank_zero_warn(f"{path}: {same} pair(s) with the same answer on both sides teach nothing and are left out")
         if "val" not in pairs:
@@ -96,11 +97,12 @@ class _Table:
         self.column = next((name for name in ("images", "image") if name in table.column_names), None)
         self.rows = undecoded(table, self.column)
 
-    def pairs(self, seen: Counter[str]) -> list[tuple[int, str, str]]:
+    def pairs(self, seen: Counter[str], unreadable: Literal["stop", "skip"]) -> list[tuple[int, str, str]]:
         """Index, id and key (what is split apart) of every pair whose sides differ, all rows checked.
 
         Args:
             seen: The ids of earlier splits; takes these.
+            unreadable: Whether files of pictures that cannot be read are refused.
         """
         faults, pairs, files, before = [], [], set(), sum(seen.values())
         for index, (row, pictures) in enumerate(self._texts()):
@@ -120,7 +122,7 @@ class _Table:
         if faults:
             shown = [f"  {fault}" for fault in faults[:3]] + ([f"  and {len(faults) - 3} more"] if faults[3:] else [])
             raise InputError(f"{self.where}: {len(faults)} of {index + 1} rows are malformed\n" + "\n".join(shown))
-        check_pictures(self.folder, files)
+        check_pictures(self.folder, files, unreadable)
         return pairs
 
     def _texts(self) -> Iterator[tuple[dict[str, Any], list[Named]]]:
@@ -132,7 +134,7 @@ class _Table:
             yield from zip(table.select(texts).to_pylist(), names, strict=True)
 
     def turns(self, index: int) -> tuple[tuple[Turn, ...], str]:
-        """The conversation of a row, pictures decoded in their places, and the rejected answer."""
+        """The conversation of a row, pictures in their places, and the rejected answer."""
         row = self.rows[index]
         value = row.get(self.column) if self.column else None
         values = value if isinstance(value, list) else [] if value is None else [value]

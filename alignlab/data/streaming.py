@@ -31,6 +31,18 @@ class Reader:
     of: int
 
 
+def check_readers(stream: Stream, processes: int, workers: int, max_steps: int, *, who: str) -> None:
+    """Raise InputError if a stream cannot be divided among the workers of all processes, or nothing says its end."""
+    if max_steps < 1:
+        raise InputError(f"{who} streams its training examples, which have no end; set trainer.max_steps")
+    if stream.num_shards < processes * workers:
+        raise InputError(
+            f"{who} has {stream.num_shards} shard(s) for {processes} process(es) with {workers} worker(s), each of "
+            f"which reads shards of its own; set data.num_workers to at most {stream.num_shards // processes}, start "
+            "fewer processes, or cut the data into more shards"
+        )
+
+
 def endless(stream: Stream, reader: Reader, *, seed: int, buffer: int) -> Iterator[Example]:
     """A reader's examples: in every pass its share of the shards, which are dealt out in a new order.
 

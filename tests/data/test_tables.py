@@ -1,6 +1,7 @@
 """Any data set of datasets, by its columns; files are written by datasets, as users' are."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from datasets import Dataset, DatasetDict, Image, List
@@ -154,6 +155,15 @@ def test_streamed_rows_are_those_of_the_files_in_order(tmp_path):
     assert len(data.examples("train")) == 6 and len(data.examples("test")) == 2 and data.examples("val") == ()
     assert len({example.id for n in range(3) for example in stream.shard(n)}) == 6
     assert Table(path=str(tmp_path), columns=QUESTION).stream() is None
+
+
+def test_a_worker_reads_its_shards_whole(tmp_path, monkeypatch):
+    path = write_lines(tmp_path / "rows.jsonl", [{"a": f"a {n}"} for n in range(4)])
+    stream = Table(path=str(path), columns={"answer": "a"}, streaming=True).stream()
+    # datasets deals the rows out to torch's workers by itself, and the second of two would get none of one shard.
+    worker = SimpleNamespace(id=1, num_workers=2, seed=0, dataset=None)
+    monkeypatch.setattr("torch.utils.data.get_worker_info", lambda: worker)
+    assert [example.conversation[1].content[0] for example in stream.shard(0)] == ["a 0", "a 1", "a 2", "a 3"]
 
 
 def test_a_streamed_row_that_is_malformed_is_named_when_it_comes(tmp_path):
