@@ -63,7 +63,7 @@ class Readable(Sequence[Example]):
                 if not self.skip:
                     raise UnreadablePicture(f"example {name!r}: {error}") from None
                 skipped.append(name)
-        raise InputError(f"none of {len(self)} examples can be read")
+        raise InputError(f"none of {len(self)} examples of a split can be read: {', '.join(skipped[:3])}, ...")
 
 
 def decoded(example: Example, max_pixels: int) -> Example:
@@ -99,8 +99,14 @@ def decoded(example: Example, max_pixels: int) -> Example:
     )
 
 
-def first_readable(examples: Sequence[Example], count: int, *, max_pixels: int) -> tuple[list[Example], list[str]]:
-    """The first examples that can be read, as they are, and the ids of those left out before them."""
+def first_readable(
+    examples: Sequence[Example], count: int, *, max_pixels: int, skip: bool
+) -> tuple[list[Example], list[str]]:
+    """The first examples that can be read, as they are, and the ids of those left out before them.
+
+    Raises:
+        UnreadablePicture: One cannot be read, without ``skip``.
+    """
     found: list[Example] = []
     left_out: list[str] = []
     for place in range(len(examples)):
@@ -112,6 +118,8 @@ def first_readable(examples: Sequence[Example], count: int, *, max_pixels: int) 
             name = example.id
             decoded(example, max_pixels)
             found.append(example)
-        except UnreadablePicture:
+        except UnreadablePicture as error:
+            if not skip:
+                raise UnreadablePicture(f"example {name!r}: {error}") from None
             left_out.append(name)
     return found, left_out

@@ -105,8 +105,18 @@ def test_pictures_beyond_the_limit_are_not_decoded(make):
     with pytest.raises(InputError, match="0.png has more than 1,599 pixels; make it smaller"):
         decoded(example, 40 * 40 - 1)
     none_left = make(unreadable="skip", max_pixels=40 * 40 - 1).readable("train")
-    with pytest.raises(InputError, match="none of 24 examples can be read"):
+    with pytest.raises(InputError, match="none of 24 examples of a split can be read"):
         none_left[0]
+
+
+def test_a_limit_holds_for_what_is_judged_too(make):
+    data = make(unreadable="skip", max_pixels=40 * 40 - 1)
+    assert data.first("train", 5) == []
+    data.unreadable = "stop"
+    with pytest.raises(InputError, match="example .* has more than 1,599 pixels"):
+        data.first("train", 5)
+    with pytest.raises(InputError, match="max_pixels from 1 to 89478485"):
+        make(max_pixels=10**9)
 
 
 def test_a_picture_of_query_and_conversation_is_decoded_once(make):
