@@ -10,6 +10,7 @@ from drawing_files import color, encoded
 
 from alignlab.backbones.pictures import open_image
 from alignlab.data import WebDataset
+from alignlab.data.streaming import Streamed
 from alignlab.errors import InputError
 
 
@@ -84,6 +85,14 @@ def test_a_broken_picture_is_met_when_it_is_decoded(shards):
     _, broken = WebDataset(path=str(shards)).stream().shard(0)
     with pytest.raises(InputError, match=r"00000.tar, 1.jpg is not a picture"):
         open_image(broken.images[0])
+
+
+def test_a_broken_picture_of_a_stream_is_skipped_and_counted(shards):
+    pack(shards / "00000.tar", {"0": sample(0), "1": sample(1, jpg=b"<html>"), "2": sample(2)})
+    stream = WebDataset(path=str(shards / "00000.tar")).stream()
+    place = {"seed": 0, "first": 0, "num_readers": 1, "num_workers": 1, "buffer": 1}
+    chosen = Streamed(stream, batch_size=2, max_pixels=10_000, skip=True, **place).__getitems__([0])
+    assert [example.id for example in chosen.examples] == ["00000/0", "00000/2"] and chosen.skipped == ("00000/1",)
 
 
 @pytest.mark.parametrize(
