@@ -21,7 +21,24 @@ IGNORE = -100
 PICTURES = ("pixel_", "image_", "spatial_", "batch_num_")
 """How the names begin of what a processor returns for each picture."""
 
-Part = str | Image.Image | Path
+
+@dataclass(frozen=True)
+class PictureBytes:
+    """The file of a picture, read from within a larger file.
+
+    Args:
+        content: The bytes of the file.
+        name: Where they are from, for messages and to tell pictures apart.
+    """
+
+    content: bytes = field(repr=False)
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Part = str | Image.Image | Path | PictureBytes
 """One part of a content: a text, a picture, or the file of a picture (decoded when it is encoded)."""
 
 Content = tuple[Part, ...]
@@ -252,6 +269,8 @@ class Batch:
         groups: B names; the samples of one group are right for each other.
         prompt_lengths: (B,) long, real tokens before the last answer, of ``conversation`` and of ``rejected`` alike.
         answer_lengths: (2, B) long, tokens of those two answers, before they were cut to the longest sequence.
+        sources: B names of data sets; empty where a batch is none of a loader's.
+        skipped: Ids of examples that could not be read, and that others of the batch stand in for.
     """
 
     ids: tuple[str, ...]
@@ -268,6 +287,8 @@ class Batch:
     groups: tuple[str, ...] | None = None
     prompt_lengths: Tensor | None = None
     answer_lengths: Tensor | None = None
+    sources: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)

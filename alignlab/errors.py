@@ -14,3 +14,7 @@ class NotFinite(InputError):
 
 class NoTokenizer(InputError):
     """An objective needs a visual tokenizer that its backbone does not have."""
+
+
+class UnreadablePicture(InputError):
+    """A picture that is missing, corrupt or too large; data that skip go on without it."""

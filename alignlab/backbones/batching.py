@@ -60,7 +60,7 @@ class Batching(ABC):
             if lacking := [e.id for e in examples if name in FIELDS and not getattr(e, name)]:
                 raise InputError(f"example {lacking[0]!r} has no {name}, which is required of every example")
             parts |= self.sequence(name, examples, sequences)
-        return Batch(ids=tuple(e.id for e in examples), **parts)
+        return Batch(ids=tuple(e.id for e in examples), sources=tuple(e.source for e in examples), **parts)
 
     def sequence(self, name: str, examples: Sequence[Example], among: Sequence[str]) -> dict[str, Any]:
         """The fields of the Batch that one sequence fills, among all that are made."""

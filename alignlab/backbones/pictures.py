@@ -1,35 +1,54 @@
 """Pictures: a part of a content as an upright RGB image, decoded when it is needed."""
 
 import warnings
+from io import BytesIO
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
-from alignlab.errors import InputError
+from alignlab.batch import PictureBytes
+from alignlab.errors import UnreadablePicture
 
 
-def open_image(part: Image.Image | Path) -> Image.Image:
+def open_image(part: Image.Image | Path | PictureBytes, *, max_pixels: int | None = None) -> Image.Image:
     """Decode a picture: turned as its EXIF data says, in RGB, the first frame of several.
 
+    Args:
+        max_pixels: A picture of more, width x height, is not decoded. None: Pillow's limit, at which decoding may
+            exhaust the memory.
+
     Raises:
-        InputError: The file is missing, no picture, corrupt, or so large that decoding it may exhaust the memory.
+        UnreadablePicture: The file is missing, no picture, corrupt, or too large.
     """
-    if isinstance(part, Image.Image):
-        return _upright_rgb(part)
+    if isinstance(part, Image.Image) and not isinstance(part, ImageFile.ImageFile):
+        return _upright_rgb(part)  # it is decoded
+    limit = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
+    name = str(part.filename or "in memory") if isinstance(part, Image.Image) else str(part)
+    too_large = UnreadablePicture(f"picture {name} has more than {limit or 0:,} pixels; make it smaller")
     try:
+        if isinstance(part, Image.Image):
+            return _upright_rgb(_within(part, limit, too_large))
         with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(part)
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is checked by itself
+            image = Image.open(BytesIO(part.content) if isinstance(part, PictureBytes) else part)
         with image:
-            return _upright_rgb(image)
+            return _upright_rgb(_within(image, limit, too_large))
+    except UnreadablePicture:
+        raise
     except FileNotFoundError:
-        raise InputError(f"picture {part} does not exist") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise InputError(f"picture {part} has more than {Image.MAX_IMAGE_PIXELS:,} pixels; make it smaller") from None
+        raise UnreadablePicture(f"picture {name} does not exist") from None
+    except Image.DecompressionBombError:
+        raise too_large from None
     except Image.UnidentifiedImageError:
-        raise InputError(f"{part} is not a picture that Pillow can read; mend it or remove it") from None
+        raise UnreadablePicture(f"{name} is not a picture that Pillow can read; mend it or remove it") from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow's decoders raise at broken files
-        raise InputError(f"picture {part} is corrupt ({error}); mend it or remove it") from None
+        raise UnreadablePicture(f"picture {name} is corrupt ({error}); mend it or remove it") from None
+
+
+def _within(image: Image.Image, limit: int | None, too_large: UnreadablePicture) -> Image.Image:
+    if limit is not None and image.width * image.height > limit:
+        raise too_large
+    return image
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:

@@ -40,7 +40,7 @@ def certify_named(name: str, overrides: Sequence[str]) -> Certificate:
     experiment = instantiate({**config, "stages": {}})
     if experiment.make_objective is None:
         raise InputError(f"{name} trains by a command; a certificate is an objective's")
-    examples = experiment.data.filled("train")
+    examples = experiment.data.readable("train")
     first = [examples[index] for index in range(min(NUM_EXAMPLES, len(examples)))]
     dual = embeds_only(**{name: experiment.backbone[name] for name in ("path", "text_tower")})
     return certify(experiment.make_objective, first, adapter=experiment.adapter, dual=dual)

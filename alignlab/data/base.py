@@ -1,30 +1,37 @@
 """AlignmentData: examples of three splits, and loaders whose order is a function of the seed and resumes exactly."""
 
-import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from lightning.pytorch import LightningDataModule
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from alignlab.batch import Batch, Example
+from alignlab.batch import Example
 from alignlab.data.embeddings import Embeddings
+from alignlab.data.filling import FILLED, Filled
+from alignlab.data.lengths import estimated_lengths
+from alignlab.data.loaders import Encode, Encoding, Indexed, ResumableLoader
+from alignlab.data.loading import MAX_PIXELS
 from alignlab.data.mentions import Vocabulary
 from alignlab.data.mined import Mined
+from alignlab.data.order import Order, ShuffledBatches, SourceBatches, StepNumbers, check_size
+from alignlab.data.readable import Readable, first_readable
+from alignlab.data.stream import Stream
+from alignlab.data.streaming import Streamed, check_readers
 from alignlab.errors import InputError
 
 Split = Literal["train", "val", "test", "compositional"]
-Encode = Callable[[list[Example]], Batch]
-
-FILLED = {"embeddings": "embedding", "mined": "negatives"}
-"""Settings that name a file, and the field of ``Example`` that the file fills."""
 
 NUM_CHECKED = 64
 """Examples of a split, spread evenly, that are compared with such a file before training."""
+
+
+NUM_HEAD = 256
+"""Examples of a stream that are looked at before training."""
 
 
 class AlignmentData(LightningDataModule):
@@ -33,6 +40,12 @@ class AlignmentData(LightningDataModule):
     Args:
         batch_size: Examples a process and micro-batch.
         num_workers: Processes that encode; 0 encodes in the training process.
+        unreadable: What a picture does that is missing, corrupt or too large: ``stop``, or ``skip`` its example, which
+            the next readable one stands in for while training, and which evaluators leave out; it is counted.
+        max_pixels: Pictures of more pixels, width x height, are not decoded; at most Pillow's own limit.
+        group_by_length: Make batches of examples of about one length, by characters and pictures: of answers of mixed
+            lengths (log-normal, 16 a batch) 16 % is padding then, without it 59 %.
+        shuffle_buffer: Of a stream, examples among which the next one is drawn.
         embeddings: A file that ``alignlab embed`` made of these data; the loaders take ``Example.embedding`` from it.
         mined: A file that ``alignlab mine`` made of these data; the loaders add to ``Example.negatives`` from it.
     """
@@ -46,6 +59,9 @@ class AlignmentData(LightningDataModule):
     attributes: Mapping[str, tuple[str, ...]] = {}
     """Words of the captions by attribute, where the data set knows them; caption accuracy is given for each."""
 
+    sources: Mapping[str, Self] = {}
+    """The data sets of a mixture by name, which is the ``source`` of their examples; metrics are given for each."""
+
     canonical: Mapping[str, str] = {}
     """Synonym -> the word that it counts as."""
 
@@ -56,7 +72,16 @@ class AlignmentData(LightningDataModule):
     """What asks for a caption like those of ``Example.captions``."""
 
     def __init__(
-        self, *, batch_size: int = 64, num_workers: int = 0, embeddings: str | None = None, mined: str | None = None
+        self,
+        *,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        unreadable: Literal["stop", "skip"] = "stop",
+        max_pixels: int = MAX_PIXELS,
+        group_by_length: bool = False,
+        shuffle_buffer: int = 1000,
+        embeddings: str | None = None,
+        mined: str | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1 or num_workers < 0:
@@ -66,6 +91,15 @@ class AlignmentData(LightningDataModule):
             )
         self.batch_size = batch_size
         self.num_workers = num_workers
+        if not 1 <= max_pixels <= MAX_PIXELS or shuffle_buffer < 1:
+            raise InputError(
+                f"{type(self).__name__} needs max_pixels from 1 to {MAX_PIXELS} and shuffle_buffer >= 1, "
+                f"got {max_pixels = }, {shuffle_buffer = }"
+            )
+        self.unreadable: Literal["stop", "skip"] = unreadable
+        self.max_pixels = max_pixels
+        self.group_by_length = group_by_length
+        self.shuffle_buffer = shuffle_buffer
         self.embeddings = None if embeddings is None else Embeddings(embeddings)
         self.mined = None if mined is None else Mined(mined)
         if isinstance(type(self).supplies, tuple):  # else the class works out itself what it supplies
@@ -73,6 +107,7 @@ class AlignmentData(LightningDataModule):
             filled = [field for name, field in FILLED.items() if files[name] is not None]
             self.supplies = tuple(dict.fromkeys((*self.supplies, *filled)))
         self.encode: Encode | None = None
+        self._left_out: dict[Split, set[str]] = {}
         self.order_seed = 0
         """Which order the training split comes in; an experiment sets it from its seed."""
 
@@ -82,6 +117,10 @@ class AlignmentData(LightningDataModule):
     @abstractmethod
     def examples(self, split: Split) -> Sequence[Example]:
         """The examples of a split, by index, the same ones in every process; made or decoded on access."""
+
+    def stream(self) -> Stream | None:
+        """The training examples in shards, where they are too many for ``examples``; None: they are not."""
+        return None
 
     def quality(self, example: Example, answer: str) -> float | None:
         """How right an answer to the last question of an example's conversation is, in [0, 1]; None: not known.
@@ -106,10 +145,15 @@ class AlignmentData(LightningDataModule):
         return None
 
     def filled(self, split: Split) -> Sequence[Example]:
-        """The examples of a split as training sees them: with what ``embeddings`` and ``mined`` add."""
+        """The examples of a split as training sees them: with what ``embeddings`` and ``mined`` add.
+
+        Of a stream the first ``NUM_HEAD`` training examples, for those who only need some.
+        """
+        if split == "train" and (stream := self.stream()) is not None:
+            return list(islice(stream.shard(0), NUM_HEAD))
         if self.embeddings is None and self.mined is None:
             return self.examples(split)
-        return _Filled(self.examples(split), split, self.embeddings, self.mined)
+        return Filled(self.examples(split), split, self.embeddings, self.mined)
 
     def check_files(self) -> None:
         """Raise InputError if ``embeddings`` or ``mined`` were not made of these data; looks at a spread sample."""
@@ -122,28 +166,97 @@ class AlignmentData(LightningDataModule):
         """Say how examples become batches, which is the backbone's business."""
         self.encode = encode
 
-    def train_dataloader(self) -> DataLoader:
-        examples = self.filled("train")
-        rank, processes = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        order = ShuffledBatches(
-            len(examples),
+    def readable(self, split: Split) -> Readable:
+        """The examples of a split as loaders hand them on: ``filled``, their pictures decoded.
+
+        With ``unreadable = skip`` another one stands at the place of one that cannot be read.
+        """
+        return Readable(self.filled(split), max_pixels=self.max_pixels, skip=self.unreadable == "skip")
+
+    def first(self, split: Split, count: int) -> list[Example]:
+        """The first examples of a split, to be judged; fewer, where there are not so many.
+
+        With ``unreadable = skip`` those are left out that cannot be read, and ``left_out`` keeps their ids. Pictures
+        are then decoded once to find out, and so they are where there is a limit below Pillow's.
+        """
+        examples, skip = self.examples(split), self.unreadable == "skip"
+        if not skip and self.max_pixels == MAX_PIXELS:
+            return [examples[index] for index in range(min(count, len(examples)))]
+        found, left_out = first_readable(examples, count, max_pixels=self.max_pixels, skip=skip)
+        self._left_out.setdefault(split, set()).update(left_out)
+        return found
+
+    @property
+    def left_out(self) -> Mapping[Split, set[str]]:
+        """Ids of what ``first`` left out, by split."""
+        return self._left_out
+
+    def check_training(self, processes: int, max_steps: int) -> None:
+        """Raise InputError if so many processes cannot be trained on these data, as far as is known by their number."""
+        who, stream = type(self).__name__, self.stream()
+        if stream is None:
+            check_size(len(self.examples("train")), self.batch_size, processes, who)
+            if self.group_by_length and self.run > 1:
+                raise InputError(f"{who}: its neighbours stay together, which group_by_length would part")
+            return
+        check_readers(stream, processes, max(self.num_workers, 1), max_steps, who=who)
+        wanted = {"embeddings": self.embeddings, "mined": self.mined, "group_by_length": self.group_by_length or None}
+        if given := [name for name, value in wanted.items() if value is not None]:
+            raise InputError(f"{who} streams its training examples, so there is no {', '.join(given)}")
+
+    def batches(self, rank: int, processes: int) -> Order:
+        """Which training examples a process takes at which step."""
+        return ShuffledBatches(
+            len(self.examples("train")),
             self.batch_size,
             seed=self.order_seed,
             rank=rank,
             processes=processes,
             run=self.run,
+            lengths=estimated_lengths(self.examples("train")) if self.group_by_length else None,
             who=type(self).__name__,
         )
-        return ResumableLoader(_Examples(examples), batch_sampler=order, **self._settings())
+
+    def train_dataloader(self) -> DataLoader:
+        rank, processes = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        steps = self.trainer.max_steps if self.trainer else -1
+        self.check_training(processes, steps)
+        if (stream := self.stream()) is None:
+            examples, order = Indexed(self.readable("train")), self.batches(rank, processes)
+        else:
+            # An epoch is as long as the training: Lightning then neither looks for its end nor reads ahead.
+            examples = self._streamed(stream, rank, processes)
+            order = StepNumbers(steps * self.trainer.accumulate_grad_batches)
+        return ResumableLoader(examples, batch_sampler=order, **self._settings())
+
+    def _streamed(self, stream: Stream, rank: int, processes: int) -> Streamed:
+        workers = max(self.num_workers, 1)
+        return Streamed(
+            stream,
+            batch_size=self.batch_size,
+            seed=self.order_seed,
+            first=rank * workers,
+            num_readers=processes * workers,
+            num_workers=workers,
+            buffer=self.shuffle_buffer,
+            max_pixels=self.max_pixels,
+            skip=self.unreadable == "skip",
+        )
 
     def val_dataloader(self) -> DataLoader:
-        return DataLoader(_Examples(self.filled("val")), batch_size=self.batch_size, **self._settings())
+        examples = self.readable("val")
+        order = SourceBatches(self.source_sizes("val"), self.batch_size)
+        return DataLoader(Indexed(examples), batch_sampler=order, **self._settings())
+
+    def source_sizes(self, split: Split) -> Sequence[int]:
+        """How many examples each source has in a split, in which they stand one after the other."""
+        return [len(self.examples(split))]
 
     def _settings(self) -> dict[str, Any]:
         if self.encode is None:
             raise RuntimeError(f"{type(self).__name__}.connect must be called before its loaders are used")
         return {
-            "collate_fn": self.encode,
+            "collate_fn": Encoding(self.encode),
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
@@ -160,92 +273,3 @@ def check_supplies(who: str, requires: Sequence[str], data: AlignmentData | type
             f"{who} requires {', '.join(requires)}, but {whose} supplies {', '.join(data.supplies) or 'nothing'}; "
             f"it lacks {', '.join(missing)}"
         )
-
-
-class _Filled(Sequence[Example]):
-    """Examples of a split, each completed from files when it is asked for."""
-
-    def __init__(
-        self, examples: Sequence[Example], split: Split, embeddings: Embeddings | None, mined: Mined | None
-    ) -> None:
-        self.examples, self.split, self.embeddings, self.mined = examples, split, embeddings, mined
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: int) -> Example:
-        example = self.examples[index]
-        if self.embeddings is not None:
-            example = replace(example, embedding=self.embeddings.of(self.split, example))
-        if self.mined is not None:
-            found = self.mined.of(self.split, range(len(self))[index], self.examples)
-            example = replace(example, negatives=(*example.negatives, *found))
-        return example
-
-
-class _Examples(Dataset):
-    """A sequence of examples as torch's loader wants it."""
-
-    def __init__(self, examples: Sequence[Example]) -> None:
-        self.items = examples
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> Example:
-        return self.items[index]
-
-
-class ShuffledBatches:
-    """Batches of indices, reshuffled every epoch by (seed, epoch) alone; a last, short batch is dropped.
-
-    Args:
-        run: Neighbours that many at a time stay neighbours, so that they share a batch but where it ends.
-    """
-
-    def __init__(
-        self, size: int, batch_size: int, *, seed: int, rank: int, processes: int, run: int = 1, who: str
-    ) -> None:
-        if size < batch_size * processes:
-            raise InputError(
-                f"{who} has {size} training examples, fewer than one batch of {batch_size} for {processes} "
-                f"process(es); set data.batch_size to at most {max(size // processes, 1)} or give it more examples"
-            )
-        self.size, self.batch_size, self.seed = size, batch_size, seed
-        self.rank, self.processes, self.run = rank, processes, run
-        self.epoch = 0
-        self.start = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning at the start of every epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.size // (self.batch_size * self.processes)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        generator = torch.Generator().manual_seed(hash((self.seed, self.epoch)) % 2**63)
-        runs = torch.randperm(math.ceil(self.size / self.run), generator=generator).tolist()
-        order = [index for each in runs for index in range(each * self.run, min((each + 1) * self.run, self.size))]
-        first, self.start = self.start, 0
-        for index in range(first, len(self)):
-            start = (index * self.processes + self.rank) * self.batch_size
-            yield order[start : start + self.batch_size]
-
-
-class ResumableLoader(DataLoader):
-    """A loader that Lightning can checkpoint inside an epoch: its state is the number of batches handed out."""
-
-    handed_out = 0
-
-    def __iter__(self) -> Iterator[Batch]:
-        self.handed_out = self.batch_sampler.start
-        for batch in super().__iter__():
-            self.handed_out += 1
-            yield batch
-
-    def state_dict(self) -> dict[str, int]:
-        return {"handed_out": self.handed_out % len(self)}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.batch_sampler.start = state["handed_out"]

@@ -4,11 +4,12 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 from alignlab.batch import Box, Example
 from alignlab.data.base import AlignmentData, Split
 from alignlab.data.files import check_pictures, listed, picture_folder, read_json, read_text
+from alignlab.data.loading import Loading
 from alignlab.data.mentions import Vocabulary
 from alignlab.errors import InputError
 
@@ -50,24 +51,31 @@ class CocoJson(AlignmentData):
         image_folder: What the pictures' file names are relative to.
         synonyms: A file like CHAIR's synonyms.txt: one line an object, its name and what else it is called, each set
             apart by a comma and a space. A name on two lines counts as the last one's object. None: no synonyms.
-        batch_size: Examples a process and micro-batch; nothing is trained on.
     """
 
     supplies: ClassVar[tuple[str, ...]] = ("query", "target", "captions", "boxes")
     splits: ClassVar[tuple[Split, ...]] = ("test",)
 
     def __init__(
-        self, *, captions: str, instances: str, image_folder: str, synonyms: str | None = None, batch_size: int = 64
+        self,
+        *,
+        captions: str,
+        instances: str,
+        image_folder: str,
+        synonyms: str | None = None,
+        **loading: Unpack[Loading],
     ) -> None:
-        super().__init__(batch_size=batch_size)
+        super().__init__(**loading)
         folder = picture_folder(image_folder)
-        images, said = _read(captions, "data.captions", {"images": IMAGE, "annotations": CAPTION})
-        found, categories = _read(instances, "data.instances", {"annotations": INSTANCE, "categories": CATEGORY})
+        images, said = read_annotations(captions, "data.captions", {"images": IMAGE, "annotations": CAPTION})
+        found, categories = read_annotations(
+            instances, "data.instances", {"annotations": INSTANCE, "categories": CATEGORY}
+        )
         names = {category["id"]: category["name"] for category in categories}
         self.objects = _vocabulary(names.values(), synonyms)
         texts, boxed = _by_image(said), _by_image(found)
         _check_together(images, texts, boxed, names, captions, instances)
-        check_pictures(folder, [image["file_name"] for image in images])
+        check_pictures(folder, [image["file_name"] for image in images], self.unreadable)
         images = sorted(images, key=lambda image: hashlib.sha256(image["file_name"].encode()).digest())
         self.listed = tuple(
             Example(
@@ -97,7 +105,7 @@ CATEGORY: Fields = {"id": ID, "name": str}
 Record = dict[str, Any]
 
 
-def _read(path: str, key: str, lists: Mapping[str, Fields]) -> Iterator[list[Record]]:
+def read_annotations(path: str, key: str, lists: Mapping[str, Fields]) -> Iterator[list[Record]]:
     """The lists of a file, each of records with these fields."""
     content = read_json(Path(path), key)
     for name, fields in lists.items():
@@ -149,10 +157,15 @@ def _check_together(
 
 def _boxes(image: Record, found: Sequence[Record], names: Mapping[Any, str]) -> Iterator[Box]:
     for each in found:
-        left, top, width, height = each["bbox"]
-        across = [min(max(edge / image["width"], 0.0), 1.0) for edge in (left, left + width)]
-        down = [min(max(edge / image["height"], 0.0), 1.0) for edge in (top, top + height)]
-        yield Box(names[each["category_id"]], across[0], down[0], across[1], down[1])
+        yield Box(names[each["category_id"]], *edges(image, each["bbox"]))
+
+
+def edges(image: Record, box: Sequence[float]) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of a COCO box (left, top, width, height in pixels), in shares of the picture."""
+    left, top, width, height = box
+    across = [min(max(edge / image["width"], 0.0), 1.0) for edge in (left, left + width)]
+    down = [min(max(edge / image["height"], 0.0), 1.0) for edge in (top, top + height)]
+    return across[0], down[0], across[1], down[1]
 
 
 def _vocabulary(categories: Iterable[str], synonyms: str | None) -> Vocabulary:

@@ -6,8 +6,9 @@ import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 
 from alignlab.errors import InputError
@@ -46,21 +47,33 @@ def picture_folder(folder: str) -> Path:
     return path
 
 
-def check_pictures(folder: Path, names: Iterable[str]) -> None:
-    """Raise InputError if a picture is missing in the folder or empty, or one of a sample is no picture."""
+def check_pictures(folder: Path, names: Iterable[str], unreadable: Literal["stop", "skip"] = "stop") -> None:
+    """Raise InputError if a picture is missing in the folder or empty, or one of a sample is no picture.
+
+    Args:
+        unreadable: With ``skip`` only warn of them, unless all pictures are missing.
+    """
     names = sorted(set(names))
     lacking = [name for name in names if not os.path.isfile(folder / name)]
     if lacking:
         hint = f"; does image_folder ({folder}) lack a level?" if len(lacking) == len(names) else ""
-        raise InputError(f"{len(lacking)} of {len(names)} pictures are missing in {folder}{hint}\n" + listed(lacking))
-    broken = [f"{name}: empty file" for name in names if os.path.getsize(folder / name) == 0]
-    for name in names[:: math.ceil(len(names) / NUM_HEADERS)] if names else []:
+        what = f"{len(lacking)} of {len(names)} pictures are missing in {folder}{hint}\n" + listed(lacking)
+        _say(what, "stop" if hint else unreadable)
+    there = names if not lacking else sorted(set(names) - set(lacking))
+    broken = [f"{name}: empty file" for name in there if os.path.getsize(folder / name) == 0]
+    for name in there[:: math.ceil(len(there) / NUM_HEADERS)] if there else []:
         try:
             Image.open(folder / name).close()
         except (OSError, SyntaxError, ValueError) as error:
             broken.append(f"{name}: {error}")
     if broken:
-        raise InputError(f"pictures in {folder} cannot be read\n" + listed(broken))
+        _say(f"pictures in {folder} cannot be read\n" + listed(broken), unreadable)
+
+
+def _say(what: str, unreadable: Literal["stop", "skip"]) -> None:
+    if unreadable == "stop":
+        raise InputError(what)
+    rank_zero_warn(f"{what}\n  their examples are skipped (data.unreadable)")
 
 
 def missing(path: Path, kind: str) -> str:

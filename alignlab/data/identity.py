@@ -37,7 +37,7 @@ def words(content: Content) -> str:
 
 
 def _named(part: Part) -> str | dict[str, str]:
-    # A folder of pictures may move, and a decoded picture has no name.
+    # A folder of pictures may move, and so may what holds one's bytes; a decoded picture has no name.
     return part if isinstance(part, str) else {"picture": part.name if isinstance(part, Path) else ""}
 
 

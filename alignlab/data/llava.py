@@ -1,15 +1,15 @@
 """LlavaJson: conversations about pictures, from LLaVA's JSON format and a folder of images."""
 
-import hashlib
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 from alignlab.batch import Content, Example, Turn
 from alignlab.data.base import AlignmentData, Split
-from alignlab.data.files import check_pictures, listed, picture_folder, read_json
+from alignlab.data.files import check_pictures, picture_folder
+from alignlab.data.loading import Loading
+from alignlab.data.records import Made, Packed, check_fractions, checked, drawn, json_list
 from alignlab.errors import InputError
 
 MARKER = "<image>"
@@ -44,26 +44,42 @@ class LlavaJson(AlignmentData):
         image_folder: str,
         val_fraction: float = 0.05,
         test_fraction: float = 0.05,
-        batch_size: int = 64,
-        num_workers: int = 0,
-        embeddings: str | None = None,
-        mined: str | None = None,
+        **loading: Unpack[Loading],
     ) -> None:
-        super().__init__(batch_size=batch_size, num_workers=num_workers, embeddings=embeddings, mined=mined)
-        if not (0 <= val_fraction and 0 <= test_fraction and val_fraction + test_fraction < 1):
-            raise InputError(
-                f"{type(self).__name__} needs val_fraction and test_fraction of at least 0 and less than 1 together, "
-                f"got {val_fraction = }, {test_fraction = }"
-            )
+        super().__init__(**loading)
+        check_fractions(type(self).__name__, val_fraction, test_fraction)
         self.folder = picture_folder(image_folder)
         self.source = Path(path).stem
-        records = _read(Path(path))
-        self._check(records, path)
-        check_pictures(self.folder, [name for record in records for name in _pictures(record)])
-        self.records = _split(_numbered(records), val=val_fraction, test=test_fraction, path=path)
+        keys: list[str] = []
+        pictures: set[str] = set()
+        self.records = Packed(self._read(Path(path), keys, pictures))
+        check_pictures(self.folder, pictures, self.unreadable)
+        self.places = drawn(keys, val=val_fraction, test=test_fraction, where=path)
 
     def examples(self, split: Split) -> Sequence[Example]:
-        return _Lazy(self, self.records[split])
+        return Made(self._at, self.places.get(split, ()))
+
+    def _at(self, place: int) -> Example:
+        return self.example(self.records[place])
+
+    def _read(self, path: Path, keys: list[str], pictures: set[str]) -> Iterator[dict[str, Any]]:
+        """The records, checked and with ids of their own; adds what each is split by, and the names of pictures."""
+        seen: Counter[str] = Counter()
+
+        def keep(record: Any) -> dict[str, Any]:
+            if not isinstance(record, dict):
+                raise InputError(f"it is a {type(record).__name__}, not an object")
+            id = f"record-{len(keys)}" if record.get("id") is None else str(record["id"])
+            seen[id] += 1
+            kept = {name: record[name] for name in ("image", "conversations") if name in record}
+            record = {"id": id if seen[id] == 1 else f"{id}#{seen[id]}", **kept}
+            self.example(record)
+            names = _pictures(record)
+            keys.append((names or [record["id"]])[0])
+            pictures.update(names)
+            return record
+
+        yield from checked(json_list(path, "data.path", "LLaVA's format is a list of records"), keep, str(path))
 
     def example(self, record: dict[str, Any]) -> Example:
         """Make one record an example. Raises InputError, without naming the record, where it is malformed."""
@@ -75,21 +91,6 @@ class LlavaJson(AlignmentData):
         remaining = iter(paths)
         conversation = tuple(Turn(ROLES[role], _content(value, remaining)) for role, value in turns)
         return Example(str(record["id"]), conversation=conversation, source=self.source)
-
-    def _check(self, records: list[Any], path: str) -> None:
-        faults = []
-        for index, record in enumerate(records):
-            try:
-                if not isinstance(record, dict):
-                    raise InputError(f"it is a {type(record).__name__}, not an object")
-                if record.get("id") is None:
-                    record["id"] = f"record-{index}"
-                self.example(record)
-            except InputError as error:
-                id = f" (id {record['id']!r})" if isinstance(record, dict) else ""
-                faults.append(f"record {index}{id}: {error}")
-        if faults:
-            raise InputError(f"{path}: {len(faults)} of {len(records)} records are malformed\n" + listed(faults))
 
 
 class LlavaPairs(LlavaJson):
@@ -116,28 +117,6 @@ class LlavaPairs(LlavaJson):
             captions=(answers[0][0],),
             source=example.source,
         )
-
-
-class _Lazy(Sequence):
-    """Records as examples, made on access."""
-
-    def __init__(self, data: LlavaJson, records: list[dict[str, Any]]) -> None:
-        self.data, self.records = data, records
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> Example:
-        return self.data.example(self.records[index])
-
-
-def _read(path: Path) -> list[Any]:
-    records = read_json(path, "data.path")
-    if not isinstance(records, list):
-        raise InputError(f"{path} holds a {type(records).__name__}; LLaVA's format is a list of records")
-    if not records:
-        raise InputError(f"{path} holds no record")
-    return records
 
 
 def _pictures(record: dict[str, Any]) -> list[str]:
@@ -173,28 +152,3 @@ def _content(value: str, pictures: Iterator[Path]) -> Content:
     for text in rest:
         parts += [next(pictures), text]
     return tuple(part for part in parts if part != "")
-
-
-def _numbered(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    seen: Counter[str] = Counter()
-    numbered = []
-    for record in records:
-        id = str(record["id"])
-        seen[id] += 1
-        numbered.append({**record, "id": id if seen[id] == 1 else f"{id}#{seen[id]}"})
-    return numbered
-
-
-def _split(records: list[dict[str, Any]], *, val: float, test: float, path: str) -> dict[Split, list[dict[str, Any]]]:
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for record in records:
-        groups.setdefault((_pictures(record) or [record["id"]])[0], []).append(record)
-    names = sorted(groups, key=lambda name: hashlib.sha256(name.encode()).digest())
-    num_test, num_val = math.ceil(test * len(names)), math.ceil(val * len(names))
-    if num_test + num_val >= len(names):
-        raise InputError(
-            f"{path} is about {len(names)} picture(s), of which val_fraction = {val} and test_fraction = {test} take "
-            f"{num_val} and {num_test}, so none is left to train on; set one to 0 or give it more records"
-        )
-    bounds = {"test": (0, num_test), "val": (num_test, num_test + num_val), "train": (num_test + num_val, None)}
-    return {split: [r for name in names[slice(*bounds[split])] for r in groups[name]] for split in bounds}

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from alignlab.batch import Example, Part
+from alignlab.batch import Example, Part, PictureBytes
 from alignlab.data.base import NUM_CHECKED, AlignmentData
 from alignlab.errors import InputError
 
@@ -130,5 +130,7 @@ def _content(example: Example) -> bytes:
     return b"\0".join(part.encode() if isinstance(part, str) else _picture(part) for part in parts)
 
 
-def _picture(part: Image.Image | Path) -> bytes:
+def _picture(part: Image.Image | Path | PictureBytes) -> bytes:
+    if isinstance(part, PictureBytes):
+        return part.content
     return part.read_bytes() if isinstance(part, Path) else part.tobytes()

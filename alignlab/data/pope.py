@@ -4,11 +4,12 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Unpack
 
 from alignlab.batch import Example, Question
 from alignlab.data.base import AlignmentData, Split
 from alignlab.data.files import check_pictures, listed, picture_folder, read_text
+from alignlab.data.loading import Loading
 from alignlab.errors import InputError
 
 ANSWERS = ("yes", "no")
@@ -40,7 +41,6 @@ class POPEFiles(AlignmentData):
         random: The file whose absent objects are drawn at random.
         popular: The file whose absent objects are those that are most often there.
         adversarial: The file whose absent objects are those that most often stand beside those that are there.
-        batch_size: Examples a process and micro-batch; nothing is trained on.
     """
 
     supplies: ClassVar[tuple[str, ...]] = ("query", "existence")
@@ -53,9 +53,9 @@ class POPEFiles(AlignmentData):
         random: str | None = None,
         popular: str | None = None,
         adversarial: str | None = None,
-        batch_size: int = 64,
+        **loading: Unpack[Loading],
     ) -> None:
-        super().__init__(batch_size=batch_size)
+        super().__init__(**loading)
         given = {"random": random, "popular": popular, "adversarial": adversarial}
         paths = {kind: path for kind, path in given.items() if path is not None}
         if not paths:
@@ -63,7 +63,7 @@ class POPEFiles(AlignmentData):
         folder = picture_folder(image_folder)
         rows = {kind: _read(Path(path), f"data.{kind}") for kind, path in paths.items()}
         _check_labels(rows, paths)
-        check_pictures(folder, [row.image for each in rows.values() for row in each])
+        check_pictures(folder, [row.image for each in rows.values() for row in each], self.unreadable)
         self.listed = tuple(_examples(rows, folder))
 
     def examples(self, split: Split) -> Sequence[Example]:

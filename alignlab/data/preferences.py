@@ -5,16 +5,16 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from alignlab.backbones.pictures import open_image
-from alignlab.batch import Example, Part, Turn
+from alignlab.batch import Example, Part, PictureBytes, Turn
 from alignlab.data.base import AlignmentData, Split
 from alignlab.data.files import check_pictures
+from alignlab.data.loading import Loading
+from alignlab.data.tables import Named, open_files, picture_names, undecoded
 from alignlab.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,10 +30,6 @@ NEEDED = (
     "needs the columns chosen and rejected, either with prompt or each beginning with it, and images or image where "
     "there are pictures"
 )
-
-
-_Named = tuple[str | None, bool]
-"""The name of a picture, and whether it is a file of that name."""
 
 
 class Preferences(AlignmentData):
@@ -63,14 +59,14 @@ class Preferences(AlignmentData):
 
     supplies: ClassVar[tuple[str, ...]] = ("conversation", "rejected")
 
-    def __init__(self, *, path: str, val_fraction: float = 0.05, batch_size: int = 64, num_workers: int = 0) -> None:
-        super().__init__(batch_size=batch_size, num_workers=num_workers)
+    def __init__(self, *, path: str, val_fraction: float = 0.05, **loading: Unpack[Loading]) -> None:
+        super().__init__(**loading)
         if not 0 <= val_fraction < 1:
             raise InputError(f"Preferences needs val_fraction of at least 0 and less than 1, got {val_fraction}")
         self.source = Path(path).stem
         tables = {split: _Table(table, f"{path}, {split}", path) for split, table in _open(Path(path)).items()}
         seen: Counter[str] = Counter()
-        pairs = {split: table.pairs(seen) for split, table in tables.items()}
+        pairs = {split: table.pairs(seen, self.unreadable) for split, table in tables.items()}
         if same := sum(table.num_same for table in tables.values()):
             rank_zero_warn(f"{path}: {same} pair(s) with the same answer on both sides teach nothing and are left out")
         if "val" not in pairs:
@@ -99,13 +95,14 @@ class _Table:
         self.where, self.num_same = where, 0
         self.folder = Path(path) if Path(path).is_dir() else Path(path).parent
         self.column = next((name for name in ("images", "image") if name in table.column_names), None)
-        self.rows = _undecoded(table, self.column)
+        self.rows = undecoded(table, self.column)
 
-    def pairs(self, seen: Counter[str]) -> list[tuple[int, str, str]]:
+    def pairs(self, seen: Counter[str], unreadable: Literal["stop", "skip"]) -> list[tuple[int, str, str]]:
         """Index, id and key (what is split apart) of every pair whose sides differ, all rows checked.
 
         Args:
             seen: The ids of earlier splits; takes these.
+            unreadable: Whether files of pictures that cannot be read are refused.
         """
         faults, pairs, files, before = [], [], set(), sum(seen.values())
         for index, (row, pictures) in enumerate(self._texts()):
@@ -125,19 +122,19 @@ class _Table:
         if faults:
             shown = [f"  {fault}" for fault in faults[:3]] + ([f"  and {len(faults) - 3} more"] if faults[3:] else [])
             raise InputError(f"{self.where}: {len(faults)} of {index + 1} rows are malformed\n" + "\n".join(shown))
-        check_pictures(self.folder, files)
+        check_pictures(self.folder, files, unreadable)
         return pairs
 
-    def _texts(self) -> Iterator[tuple[dict[str, Any], list[_Named]]]:
+    def _texts(self) -> Iterator[tuple[dict[str, Any], list[Named]]]:
         """The texts of every row and what is known of its pictures, whose bytes are left alone."""
         texts = [name for name in TEXTS if name in self.rows.column_names]
         columns = [*texts, self.column] if self.column else texts
         for table in self.rows.select_columns(columns).with_format("arrow").iter(batch_size=1000):
-            names = _names(table[self.column]) if self.column else [[] for _ in range(len(table))]
+            names = picture_names(table[self.column]) if self.column else [[] for _ in range(len(table))]
             yield from zip(table.select(texts).to_pylist(), names, strict=True)
 
     def turns(self, index: int) -> tuple[tuple[Turn, ...], str]:
-        """The conversation of a row, pictures decoded in their places, and the rejected answer."""
+        """The conversation of a row, pictures in their places, and the rejected answer."""
         row = self.rows[index]
         value = row.get(self.column) if self.column else None
         values = value if isinstance(value, list) else [] if value is None else [value]
@@ -146,19 +143,8 @@ class _Table:
 
     def _picture(self, value: str | Mapping[str, Any], index: int) -> Part:
         if isinstance(value, Mapping) and value["bytes"] is not None:
-            return open_image(_Embedded(value["bytes"], f"of row {index} of {self.where}"))
+            return PictureBytes(value["bytes"], f"of row {index} of {self.where}")
         return self.folder / (value["path"] if isinstance(value, Mapping) else value)
-
-
-class _Embedded(BytesIO):
-    """The bytes of a picture, by a name for messages."""
-
-    def __init__(self, content: bytes, name: str) -> None:
-        super().__init__(content)
-        self.name = name
-
-    def __str__(self) -> str:
-        return self.name
 
 
 class _Lazy(Sequence[Example]):
@@ -186,7 +172,7 @@ def _open(path: Path) -> dict[Split, "Dataset"]:
         raise InputError(f"data.path: there is no {path}" + (near if path.parent.is_dir() else ""))
     try:
         if path.is_file():
-            return {"train": _open_files(path.suffix, [path])}
+            return {"train": open_files(path.suffix, [path])}
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             saved = datasets.load_from_disk(str(path))
             found = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
@@ -198,7 +184,7 @@ def _open(path: Path) -> dict[Split, "Dataset"]:
                 )
                 for split, names in SPLITS.items()
             }
-            tables = {split: _open_files(".parquet", some) for split, some in files.items() if some}
+            tables = {split: open_files(".parquet", some) for split, some in files.items() if some}
     except InputError:
         raise
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
@@ -210,45 +196,6 @@ def _open(path: Path) -> dict[Split, "Dataset"]:
             "writes such a folder"
         )
     return tables
-
-
-def _open_files(suffix: str, files: Sequence[Path]) -> "Dataset":
-    import datasets
-
-    formats = {".parquet": "parquet", ".json": "json", ".jsonl": "json"}
-    if suffix not in formats:
-        raise InputError(f"data.path: {files[0]} is no parquet, JSON or JSON Lines file ({', '.join(formats)})")
-    return datasets.load_dataset(formats[suffix], data_files=[str(file) for file in files], split="train")
-
-
-def _undecoded(table: "Dataset", column: str | None) -> "Dataset":
-    """The table with pictures as their bytes, or paths."""
-    from datasets import Image, List
-
-    feature = table.features.get(column) if column else None
-    if isinstance(feature, Image):
-        return table.cast_column(column, Image(decode=False))
-    if isinstance(feature, List) and isinstance(feature.feature, Image):
-        return table.cast_column(column, List(Image(decode=False)))
-    return table
-
-
-def _names(column: Any) -> list[list[_Named]]:
-    """For every row of an Arrow column of pictures, what is known of these; their bytes are not touched."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    rows: list[list[_Named]] = []
-    for chunk in column.chunks:
-        listed = pa.types.is_list(chunk.type) or pa.types.is_large_list(chunk.type)
-        values = pc.list_flatten(chunk) if listed else chunk.filter(chunk.is_valid())
-        inside = pa.types.is_struct(values.type)
-        names = (pc.struct_field(values, "path") if inside else values).to_pylist()
-        is_file = pc.is_null(pc.struct_field(values, "bytes")).to_pylist() if inside else [True] * len(names)
-        known = iter(zip(names, is_file, strict=True))
-        counts = pc.list_value_length(chunk).to_pylist() if listed else chunk.is_valid().to_pylist()
-        rows += [[next(known) for _ in range(count or 0)] for count in counts]
-    return rows
 
 
 def _read(row: Mapping[str, Any], pictures: Sequence[Part]) -> tuple[tuple[Turn, ...], str, str]:

@@ -156,8 +156,7 @@ class Evaluator(ABC):
             )
 
     def _examples(self, data: AlignmentData) -> list[Example]:
-        split, who = data.examples(self.split), type(self).__name__
-        examples = [split[index] for index in range(min(self.num_examples, len(split)))]
+        who, examples = type(self).__name__, data.first(self.split, self.num_examples)
         if not examples:
             raise InputError(f"{who}: the {self.split} split of {type(data).__name__} is empty")
         if "text_only" in self.blindfolds and (unseen := [example.id for example in examples if not example.images]):

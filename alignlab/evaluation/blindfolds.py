@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from alignlab.batch import Content, Example, Part
+from alignlab.batch import Content, Example, Part, PictureBytes
 
 Blindfold = Literal["shuffled_images", "text_only"]
 
@@ -41,7 +41,7 @@ BLINDFOLDS: dict[Blindfold, Callable[[Sequence[Example]], list[Example]]] = {
 
 def _said(example: Example) -> str:
     """What tells pictures apart: the group, else the canonical caption, the file, the example itself."""
-    files = [str(part) for part in example.images if isinstance(part, Path)]
+    files = [str(part) for part in example.images if isinstance(part, Path | PictureBytes)]
     return example.group or next(iter((*example.captions[:1], *files, example.id)))
 
 

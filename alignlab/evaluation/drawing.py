@@ -64,7 +64,7 @@ class ImageGeneration(Evaluator):
 
     def check(self, data: AlignmentData | type[AlignmentData]) -> None:
         super().check(data)
-        if isinstance(data, type) or not len(examples := data.examples(self.split)):
+        if isinstance(data, type) or not (examples := data.first(self.split, 1)):
             return
         example = examples[0]
         if not example.images or data.drawn(example, open_image(example.images[0])) is None:

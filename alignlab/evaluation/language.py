@@ -17,8 +17,7 @@ NUM_KNOWN = 2000
 
 def train_examples(data: AlignmentData) -> list[Example]:
     """The training examples that are learned from."""
-    train = data.examples("train")
-    return [train[index] for index in range(min(NUM_KNOWN, len(train)))]
+    return data.first("train", NUM_KNOWN)
 
 
 def guesses(known: Sequence[Question], asked: Sequence[Question]) -> dict[str, list[str]]:

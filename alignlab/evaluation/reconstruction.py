@@ -104,7 +104,7 @@ class Reconstruction(Evaluator):
 
     def check(self, data: AlignmentData | type[AlignmentData]) -> None:
         super().check(data)
-        if not isinstance(data, type) and len(examples := data.examples(self.split)):
+        if not isinstance(data, type) and (examples := data.first(self.split, 1)):
             self._check_shown([examples[0]])
 
     def check_backbone(self, backbone: Backbone | DualEncoder) -> None:

@@ -107,7 +107,7 @@ def inspect(config: dict[str, Any], output: Path, *, num_examples: int = 8, spli
 def _examples(data: AlignmentData, split: Split) -> Sequence[Example]:
     if split not in data.splits:
         raise InputError(f"{type(data).__name__} has no {split!r} split; it has {', '.join(data.splits)}")
-    examples = data.filled(split) if split in ("train", "val") else data.examples(split)
+    examples = data.readable(split) if split in ("train", "val") else data.examples(split)
     if not len(examples):
         raise InputError(f"{type(data).__name__}: its {split} split is empty, so there is nothing to show")
     return examples

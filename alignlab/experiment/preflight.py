@@ -12,7 +12,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from alignlab.backbones import PARTS, Backbone, DualEncoder, open_backbone
 from alignlab.backbones.batching import Batching
-from alignlab.data.base import ShuffledBatches, check_supplies
+from alignlab.data.base import check_supplies
+from alignlab.data.order import check_size
 from alignlab.errors import InputError
 from alignlab.experiment.config import Experiment, instantiate
 from alignlab.experiment.stages import STAGE, named_stages, outlined
@@ -88,7 +89,7 @@ def check(
     """
     experiment = instantiate(config)
     processes = _check_trainer(experiment.trainer)
-    _check_sizes(experiment, to_be_built, most)
+    _check_sizes(experiment, to_be_built, most, processes)
     requires = experiment.requires
     if to_be_built is None:
         experiment.data.check_files()
@@ -147,14 +148,16 @@ def _check_trainer(settings: Mapping[str, Any]) -> int:
     return trainer.world_size
 
 
-def _check_sizes(experiment: Experiment, to_be_built: Mapping[str, Any] | None, most: int | None) -> None:
-    data = experiment.data
-    size, batch_size, who = len(data.examples("train")), data.batch_size, type(data).__name__
+def _check_sizes(
+    experiment: Experiment, to_be_built: Mapping[str, Any] | None, most: int | None, processes: int
+) -> None:
+    data, trains = experiment.data, experiment.pairs is None and experiment.command is None
     if to_be_built is not None:
-        batch_size, who = to_be_built["init_args"].get("batch_size", 1), to_be_built["class_path"]
-        size = size if most is None else min(size, most)
-    if experiment.pairs is None and experiment.command is None:
-        ShuffledBatches(size, batch_size, seed=0, rank=0, processes=1, who=who)
+        size = len(data.examples("train")) if most is None else min(len(data.examples("train")), most)
+        if trains:
+            check_size(size, to_be_built["init_args"].get("batch_size", 1), processes, to_be_built["class_path"])
+    elif trains:
+        data.check_training(processes, experiment.trainer["max_steps"])
     for evaluator in experiment.evaluators:
         judged = evaluator.judged(data)
         if judged is data and to_be_built is not None:
@@ -166,7 +169,7 @@ def _check_sizes(experiment: Experiment, to_be_built: Mapping[str, Any] | None, 
 
 
 def _check_lengths(experiment: Experiment, encoder: Batching, requires: Sequence[str]) -> None:
-    read = [(experiment.data.filled("train"), requires)]
+    read = [(experiment.data.readable("train"), requires)]
     for evaluator in experiment.evaluators:
         sequences = tuple(name for name in evaluator.requires if name in ("conversation", "query", "target"))
         read += [(evaluator.judged(experiment.data).examples(evaluator.split), sequences)] if sequences else []

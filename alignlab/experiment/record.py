@@ -8,7 +8,6 @@ import random
 import resource
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -22,7 +21,6 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from safetensors import SafetensorError
 
-from alignlab.batch import Batch
 from alignlab.errors import InputError
 from alignlab.objectives.base import gathered
 
@@ -81,38 +79,6 @@ class CurveLogger(Logger):
         if self.size > size:
             with writing(self.path):
                 os.truncate(self.path, size)
-
-
-class Consumption(Callback):
-    """Counts the samples, real tokens and seconds of training; goes on counting after a resume."""
-
-    def __init__(self) -> None:
-        self.samples: int = 0
-        self.tokens: torch.Tensor | int = 0
-        self._before = 0.0
-        self._started: float | None = None
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of training, those of earlier sessions up to their last checkpoint included."""
-        return self._before + (0.0 if self._started is None else time.perf_counter() - self._started)
-
-    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self._started = time.perf_counter()
-
-    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        self._before, self._started = self.seconds, None
-
-    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Batch, batch_idx: int) -> None:
-        self.samples += len(batch) * trainer.world_size
-        for tokens in batch:
-            self.tokens = self.tokens + tokens.attention_mask.sum() * trainer.world_size
-
-    def state_dict(self) -> dict[str, float]:
-        return {"samples": self.samples, "tokens": int(self.tokens), "seconds": self.seconds}
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        self.samples, self.tokens, self._before = int(state["samples"]), int(state["tokens"]), state["seconds"]
 
 
 class Randomness(Callback):

@@ -18,6 +18,7 @@ from alignlab.backbones.saving import is_adapted
 from alignlab.errors import InputError
 from alignlab.experiment import commands, record
 from alignlab.experiment.config import Experiment, digest
+from alignlab.experiment.consumption import Consumption, skipped_in_words
 from alignlab.experiment.fitting import fit
 from alignlab.experiment.parameters import Parameters, parameters_of
 from alignlab.modules.parted import start_of
@@ -67,6 +68,7 @@ class _Trained:
         backbone: On the device on which it is judged.
         step: The last optimizer step, 0 where it is not known.
         costs: What ``metrics.json`` says of the training; None where it is not known.
+        skipped: Ids of examples that could not be read, by split.
     """
 
     backbone: Backbone | DualEncoder
@@ -74,6 +76,7 @@ class _Trained:
     step: int
     seconds: float
     costs: dict[str, Any]
+    skipped: Mapping[str, list[str]]
 
 
 def train_and_judge(config: dict[str, Any], experiment: Experiment, output: Path, notify: OnProgress) -> dict[str, Any]:
@@ -95,6 +98,7 @@ def train_and_judge(config: dict[str, Any], experiment: Experiment, output: Path
         "scores": scores,
         **trained.costs,
         "seconds": {"fit": trained.seconds, "evaluate": evaluated},
+        "skipped": skipped_in_words(_with_left_out(trained.skipped, experiment)),
         "peak_memory_mib": record.peak_memory_mib() if experiment.command is None else None,
     }
     record.write_json(output / "metrics.json", metrics)
@@ -105,6 +109,16 @@ def train_and_judge(config: dict[str, Any], experiment: Experiment, output: Path
     return metrics
 
 
+def _with_left_out(skipped: Mapping[str, list[str]], experiment: Experiment) -> dict[str, list[str]]:
+    """The ids by split, together with those that evaluators left out."""
+    judged = {id(data): data for data in (each.judged(experiment.data) for each in experiment.evaluators)}
+    whole = {split: list(ids) for split, ids in skipped.items()}
+    for data in judged.values():
+        for split, ids in data.left_out.items():
+            whole[split] = list(dict.fromkeys((*whole.get(split, []), *sorted(ids))))
+    return whole
+
+
 def _train(config: dict[str, Any], experiment: Experiment, output: Path, notify: OnProgress) -> _Trained:
     backbone = experiment.make_backbone()
     if experiment.adapter is not None:
@@ -113,7 +127,7 @@ def _train(config: dict[str, Any], experiment: Experiment, output: Path, notify:
     objective.optimization = experiment.optimization
     experiment.data.order_seed = config["seed"]
     parameters = parameters_of(objective)
-    spent, mirror = record.Consumption(), _mirror(config, experiment, output, type(objective).__name__)
+    spent, mirror = Consumption(), _mirror(config, experiment, output, type(objective).__name__)
     from_outside = "LOCAL_RANK" in os.environ  # by torchrun, say
     trainer = fit(
         objective,
@@ -135,9 +149,10 @@ def _train(config: dict[str, Any], experiment: Experiment, output: Path, notify:
         "steps": trainer.global_step,
         "samples": spent.samples,
         "tokens": int(spent.tokens),
+        **({"sources": spent.of_sources} if experiment.data.sources else {}),
     }
     backbone.to(device)  # Lightning hands the model back on the CPU
-    return _Trained(backbone, mirror, trainer.global_step, spent.seconds, costs)
+    return _Trained(backbone, mirror, trainer.global_step, spent.seconds, costs, spent.skipped)
 
 
 def _let_train(config: dict[str, Any], experiment: Experiment, output: Path, notify: OnProgress) -> _Trained:
@@ -172,7 +187,7 @@ def _let_train(config: dict[str, Any], experiment: Experiment, output: Path, not
         "parameters": {"total": sum(p.numel() for p in backbone.parameters()), "trained": None},
         **dict.fromkeys(("steps", "samples", "tokens")),
     }
-    return _Trained(backbone.eval().to(device_of(experiment)), mirror, 0, seconds, costs)
+    return _Trained(backbone.eval().to(device_of(experiment)), mirror, 0, seconds, costs, {})
 
 
 def build_pairs(config: dict[str, Any], experiment: Experiment, output: Path, notify: OnProgress) -> dict[str, Any]:

@@ -66,6 +66,7 @@ class Objective(LightningModule):
         self.optimization = Optimization()
         self._seen = Averages()
         self._validated = Averages()
+        self._validated_of: dict[str, Averages] = {}  # by source, of a mixture of data sets
         self._step_weight: Tensor | float = 0.0
         self._step_batches: list[tuple[tuple[str, ...], Tensor]] = []  # ids and loss of each micro-batch
         self._last_step: tuple[int, Tensor, list[tuple[tuple[str, ...], Tensor]]] | None = None
@@ -158,13 +159,16 @@ class Objective(LightningModule):
             self._log("train", self._seen, self.trainer.global_step)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._validated.add(self.loss(batch))
+        loss = self.loss(batch)
+        self._validated.add(loss)
+        if self.trainer.datamodule.sources:  # a batch is of one
+            self._validated_of.setdefault(batch.sources[0], Averages()).add(loss)
 
     def on_validation_epoch_end(self) -> None:
         if not self.trainer.sanity_checking:
-            metrics = self._log("val", self._validated, self.trainer.global_step)
+            metrics = self._log("val", self._validated, self.trainer.global_step, of=self._validated_of)
             self.log("val/loss", metrics["val/loss"], logger=False)
-        self._validated = Averages()
+        self._validated, self._validated_of = Averages(), {}
 
     def optimizer_step(self, *arguments: Any, **named: Any) -> None:
         super().optimizer_step(*arguments, **named)
@@ -205,8 +209,13 @@ class Objective(LightningModule):
             f"examples: {', '.join(id for ids in where for id in ids)}"
         )
 
-    def _log(self, phase: str, averages: Averages, step: int) -> dict[str, float]:
-        metrics = {f"{phase}/{name}": value for name, value in averages.flush(self.trainer.strategy).items()}
+    def _log(
+        self, phase: str, averages: Averages, step: int, *, of: Mapping[str, Averages] | None = None
+    ) -> dict[str, float]:
+        """Log averages, and those of each source by its name."""
+        metrics = {}
+        for place, each in ((phase, averages), *((f"{phase}/{source}", own) for source, own in (of or {}).items())):
+            metrics |= {f"{place}/{name}": value for name, value in each.flush(self.trainer.strategy).items()}
         self.logged = metrics
         for logger in self.trainer.loggers:
             logger.log_metrics(metrics, step=step)

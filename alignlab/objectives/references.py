@@ -221,6 +221,8 @@ class Cached(Reference):
         return weights if tokenizer is None else f"{weights}-{weights_fingerprint(tokenizer)}"
 
     def prepare(self, data: AlignmentData) -> None:
+        if data.stream() is not None:
+            raise InputError(f"{type(self).__name__} reads all pairs first, but {type(data).__name__} streams them")
         self.data = data
 
     def begin(self, trainer: Trainer) -> None:
@@ -261,7 +263,7 @@ class Cached(Reference):
         plain = adapters_off(self.backbone) if self.without else nullcontext()
         with evaluating(self.backbone), plain, autocast:
             for split in ("train", "val"):
-                examples = self.data.filled(split)
+                examples = self.data.readable(split)
                 size, processes = self.data.batch_size, trainer.world_size
                 for start in range(trainer.global_rank * size, len(examples), processes * size):
                     part = [examples[i] for i in range(start, min(start + size, len(examples)))]

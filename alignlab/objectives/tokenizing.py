@@ -73,7 +73,7 @@ def check_same(quantizer: Quantizer, asked: Quantizer | None) -> None:
 def some_rows(objective: "LaVITTokenizer", trainer: Trainer, look: Callable[[Tensor], Tensor], count: int) -> Tensor:
     """So many rows at least of what ``look`` finds in features of training pictures; in each process its share."""
     data, encoder = trainer.datamodule, objective.backbone.encoder
-    examples, size = data.filled("train"), data.batch_size
+    examples, size = data.readable("train"), data.batch_size
     found = []
     for start in range(trainer.global_rank * size, len(examples), trainer.world_size * size):
         part = [examples[index] for index in range(start, min(start + size, len(examples)))]

@@ -38,6 +38,7 @@ from torch.utils.data import DataLoader
 from alignlab.batch import Batch, Example, Tokens
 from alignlab.data import AlignmentData
 from alignlab.experiment import record
+from alignlab.experiment.consumption import Consumption
 from alignlab.objectives import Loss, Objective, Optimization
 
 TARGET = 1.25
@@ -178,7 +179,7 @@ def bare(inputs: list[Tensor], folder: Path, clock: Clock, *, log_every: int, lo
 
 def ours(inputs: list[Tensor], folder: Path, clock: Clock, *, log_every: int, num_metrics: int) -> None:
     logger = record.CurveLogger(folder / "ours.jsonl")
-    trainer = _trainer(len(inputs), logger, [record.Consumption(), Tick(clock)], log_every)
+    trainer = _trainer(len(inputs), logger, [Consumption(), Tick(clock)], log_every)
     trainer.fit(Reporting(StandIn(), num_metrics=num_metrics), datamodule=Encoded(inputs))
 
 

@@ -5,7 +5,7 @@ import torch
 
 from alignlab import InputError
 from alignlab.data import Scenes
-from alignlab.data.base import ShuffledBatches
+from alignlab.data.order import ShuffledBatches
 
 
 def order(*, size=20, batch_size=3, seed=0, rank=0, processes=1, run=1, epoch=0, start=0):

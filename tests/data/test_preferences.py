@@ -9,6 +9,7 @@ import pytest
 from datasets import Dataset, DatasetDict, Image, List
 from PIL import Image as Pictures
 
+from alignlab.backbones.pictures import open_image
 from alignlab.batch import Turn
 from alignlab.data import Preferences
 from alignlab.errors import InputError
@@ -56,7 +57,7 @@ def contents(example):
 
 
 def color(picture):
-    return picture.getpixel((0, 0))
+    return open_image(picture).getpixel((0, 0))
 
 
 def test_strings_get_the_pictures_in_front_of_the_first_question(tmp_path):
@@ -203,14 +204,14 @@ def test_a_malformed_row_is_named(tmp_path, change, message):
 
 def test_what_is_no_such_data_set_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
-    (tmp_path / "pairs.csv").write_text("a,b\n")
+    (tmp_path / "pairs.txt").write_text("a,b\n")
     (tmp_path / "broken.json").write_text('[{"prompt": ')
     saved(tmp_path / "other", [{"images": [RED], "answer": "red"}])
     saved(tmp_path / "same", [row(rejected=says("red 0"))])
     for path, message in {
-        "nothing": "data.path: there is no .*; .* has .*pairs.csv",
+        "nothing": "data.path: there is no .*; .* has .*pairs.txt",
         "empty": "neither train.parquet nor a train split",
-        "pairs.csv": "no parquet, JSON or JSON Lines file",
+        "pairs.txt": r"no file of a table; those are parquet \(.parquet\), json \(.json\), .* and arrow",
         "broken.json": "broken.json cannot be read",
         "other": "Preferences needs the columns chosen and rejected.*it has images, answer",
         "same": "holds no pair to train on",
@@ -223,8 +224,9 @@ def test_what_is_no_such_data_set_is_refused(tmp_path):
 def test_a_broken_picture_is_named_when_it_is_decoded(tmp_path):
     rows = [row(0, images=[{"bytes": b"no picture", "path": None}])]
     data = Preferences(path=str(saved(tmp_path / "pairs", rows)), val_fraction=0.0, batch_size=1)
+    (picture,) = data.examples("train")[0].images
     with pytest.raises(InputError, match="of row 0 of .*pairs, train is not a picture"):
-        data.examples("train")[0]
+        open_image(picture)
 
 
 def test_conversations_are_turns(tmp_path):

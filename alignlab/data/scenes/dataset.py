@@ -1,7 +1,7 @@
 """Scenes: the lab as a data set whose phenomena can be turned up and down."""
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal, Unpack, get_args
 
 from PIL import Image
 
@@ -9,6 +9,7 @@ from alignlab.batch import Example
 from alignlab.data.base import AlignmentData, Split
 from alignlab.data.comparing import agreement, tidy
 from alignlab.data.identity import words
+from alignlab.data.loading import Loading
 from alignlab.data.mentions import Vocabulary
 from alignlab.data.scenes.corruption import NoiseSource
 from alignlab.data.scenes.language import CAPTION_PROMPT, RELATIONS, describe, summarize
@@ -105,12 +106,9 @@ class Scenes(AlignmentData):
         language: Literal["english", "invented", "both"] = "english",
         rendering: Rendering = "flat",
         backgrounds: str | None = None,
-        batch_size: int = 64,
-        num_workers: int = 0,
-        embeddings: str | None = None,
-        mined: str | None = None,
+        **loading: Unpack[Loading],
     ) -> None:
-        super().__init__(batch_size=batch_size, num_workers=num_workers, embeddings=embeddings, mined=mined)
+        super().__init__(**loading)
         sizes = {"train": num_train, "val": num_val, "test": num_test, "compositional": num_compositional}
         self.sizes: dict[Split, int] = sizes
         _check_sizes(sizes, num_objects, image_size)
