@@ -13,7 +13,7 @@ from alignlab.adapters.storing import write_adapters
 from alignlab.backbones import vlm
 from alignlab.backbones.backbone import Backbone
 from alignlab.backbones.dual import DualEncoder
-from alignlab.backbones.saving import ADAPTER, save_tokenizer, weights_of
+from alignlab.backbones.saving import ADAPTER, is_adapted, save_tokenizer, weights_of
 from alignlab.backbones.towers import in_type
 from alignlab.modules.parted import Dtype
 
@@ -44,6 +44,11 @@ def write_plain(
     if reason:
         write_adapters(backbone.model, folder / ADAPTER, base=str((place or folder).absolute()), dtype=dtype)
     return reason
+
+
+def lies_beside(folder: Path) -> bool:
+    """Whether it is a directory of ``write_plain`` whose adapters are apart: read as it is, the model lacks them."""
+    return (folder / ADAPTER).is_dir() and not is_adapted(folder)
 
 
 def _unquantized(backbone: Backbone) -> Any:

@@ -10,7 +10,9 @@ from typing import Any
 
 from lightning.pytorch import seed_everything
 
-from alignlab.backbones import Backbone, DualEncoder, open_backbone
+from alignlab.backbones import Backbone, DualEncoder, open_backbone, packaged
+from alignlab.backbones.plain import lies_beside
+from alignlab.backbones.saving import Base, is_adapted
 from alignlab.errors import InputError
 from alignlab.experiment import record
 from alignlab.experiment.config import digest, dump, instantiate, read
@@ -107,18 +109,37 @@ def claim(config: dict[str, Any], output: Path) -> None:
         record.write(output / "config.yaml", record.claim_line(digest(config)) + dump(config))
 
 
-def load(run_directory: Path | str) -> Backbone | DualEncoder:
-    """The backbone that a finished run trained, in evaluation mode.
+def load(source: Path | str) -> Backbone | DualEncoder:
+    """The backbone that a finished run trained, or that any model's directory holds, in evaluation mode.
+
+    A run's is read with the run's settings, any other in float32, or in the type that its adapters were trained beside;
+    ``backbones.open_backbone`` reads it otherwise.
+
+    Args:
+        source: A run directory, one that was exported, another model's, or the name of a packaged checkpoint.
 
     Raises:
-        InputError: There is no finished run.
+        InputError: There is no finished run and no model, or one whose adapters lie beside it.
     """
-    folder, config = Path(run_directory), _finished(Path(run_directory))
+    folder = Path(source)
+    if str(source) in packaged() or ((folder / "config.json").is_file() and not (folder / "config.yaml").is_file()):
+        return _opened(str(source))
+    config = _finished(folder)
     given = {"path": str(folder / "backbone"), "fresh": [], "take": None, "text_tower": None}
     backbone = open_backbone(**{**config["backbone"], **given}).eval()
     began = _located(config, _folders_of(folder, config))["backbone"]
     backbone.start = start_of(**{name: began[name] for name in ("path", "fresh", "take")})
     return backbone
+
+
+def _opened(path: str) -> Backbone | DualEncoder:
+    if lies_beside(Path(path)):
+        raise InputError(
+            f"{path} holds a model and, beside it, adapters that are not merged; its README.md says how transformers "
+            "and peft put them together, and alignlab loads the run directory that it was exported from"
+        )
+    dtype = (Base.read(path).dtype if is_adapted(path) else None) or "float32"
+    return open_backbone(path, dtype=dtype).eval()
 
 
 def evaluate_run(run_directory: Path, *, on_progress: OnProgress | None = None) -> dict[str, float]:
