@@ -5,6 +5,7 @@ import logging
 import os
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from alignlab.errors import InputError
 from alignlab.experiment import record
 from alignlab.experiment.config import digest, dump, instantiate, read
 from alignlab.experiment.preflight import preflight
-from alignlab.experiment.stages import with_stages
+from alignlab.experiment.stages import named_stages, with_stages
 from alignlab.experiment.training import OnProgress, Progress, build_pairs, device_of, evaluate, train_and_judge
 from alignlab.modules.parted import start_of
 
@@ -72,9 +73,20 @@ def _run_one(config: dict[str, Any], folders: Mapping[str, Path], output: Path, 
 
 def _located(config: dict[str, Any], folders: Mapping[str, Path]) -> dict[str, Any]:
     """The config with what earlier stages wrote in place of their names."""
-    located = {"backbone": with_stages(config["backbone"], lambda name: folders[name] / "backbone")}
-    located |= {key: with_stages(config[key], lambda name: folders[name] / "pairs") for key in ("data", "evaluators")}
+    located = {"backbone": _located_backbone(config, folders)}
+    pairs = partial(_place, folders, "pairs")
+    located |= {key: with_stages(config[key], pairs) for key in ("data", "evaluators")}
     return {**config, **located, "stages": {}}
+
+
+def _located_backbone(config: dict[str, Any], folders: Mapping[str, Path]) -> dict[str, Any]:
+    return with_stages(config["backbone"], partial(_place, folders, "backbone"))
+
+
+def _place(folders: Mapping[str, Path], what: str, name: str) -> Path:
+    if name not in folders:
+        raise InputError(f"the stage {name!r}, which this one builds on, is not beside it; use the whole run")
+    return folders[name] / what
 
 
 def _stage_folders(stages: Mapping[str, Any], parent: Path, by_content: bool) -> dict[str, Path]:
@@ -127,8 +139,11 @@ def load(source: Path | str) -> Backbone | DualEncoder:
     config = _finished(folder)
     given = {"path": str(folder / "backbone"), "fresh": [], "take": None, "text_tower": None}
     backbone = open_backbone(**{**config["backbone"], **given}).eval()
-    began = _located(config, _folders_of(folder, config))["backbone"]
-    backbone.start = start_of(**{name: began[name] for name in ("path", "fresh", "take")})
+    try:
+        began = _located_backbone(config, _folders_of(folder, config))
+        backbone.start = start_of(**{name: began[name] for name in ("path", "fresh", "take")})
+    except InputError:
+        backbone.start = None  # a stage by itself; only what compares with the start needs it
     return backbone
 
 
@@ -171,9 +186,11 @@ def _finished(folder: Path) -> dict[str, Any]:
 
 
 def _folders_of(run_directory: Path, config: dict[str, Any]) -> dict[str, Path]:
-    """Where the stages of a finished run are."""
+    """Where the stages of a finished run are; a stage's own directory has those before it beside it."""
     file = run_directory / "stages.json"
     places = json.loads(file.read_text()) if file.exists() else {name: f"stages/{name}" for name in config["stages"]}
+    named = {name for key in ("backbone", "data", "evaluators") for _, name in named_stages(config[key])}
+    places |= {name: f"../{name}" for name in named - places.keys() if (run_directory / ".." / name).is_dir()}
     return {name: run_directory / place for name, place in places.items()}
 
 
