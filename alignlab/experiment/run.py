@@ -16,7 +16,7 @@ from alignlab.backbones.plain import lies_beside
 from alignlab.backbones.saving import Base, is_adapted
 from alignlab.errors import InputError
 from alignlab.experiment import record
-from alignlab.experiment.config import digest, dump, instantiate, read
+from alignlab.experiment.config import Experiment, digest, dump, instantiate, read
 from alignlab.experiment.preflight import preflight
 from alignlab.experiment.stages import named_stages, with_stages
 from alignlab.experiment.training import OnProgress, Progress, build_pairs, device_of, evaluate, train_and_judge
@@ -159,19 +159,28 @@ def _opened(path: str) -> Backbone | DualEncoder:
 
 def evaluate_run(run_directory: Path, *, on_progress: OnProgress | None = None) -> dict[str, float]:
     """Judge a finished run's backbone again; what it finds goes to ``evaluation/`` in the run directory."""
-    config = _finished(run_directory)
+    config, experiment = reopened(run_directory)
     quiet_libraries()
     folder = run_directory / "evaluation"
     with record.writing(folder):
         folder.mkdir(exist_ok=True)
     notify = on_progress or (lambda progress: None)
-    whole = _located(config, _folders_of(run_directory, config))
-    experiment = instantiate({**whole, "backbone": {**config["backbone"], "fresh": [], "take": None}})
     seed_everything(config["seed"], workers=True, verbose=False)
     backbone = load(run_directory).to(device_of(experiment))
     scores, _ = evaluate(backbone, experiment, folder, lambda name: notify(Progress("evaluate", 0, 0, {})))
     record.write_json(folder / "scores.json", {"scores": scores, "versions": record.versions()})
     return scores
+
+
+def reopened(run_directory: Path) -> tuple[dict[str, Any], Experiment]:
+    """A finished run's config, and its objects.
+
+    Raises:
+        InputError: There is no finished run, or what it read is not where it was.
+    """
+    config = _finished(run_directory)
+    whole = _located(config, _folders_of(run_directory, config))
+    return config, instantiate({**whole, "backbone": {**config["backbone"], "fresh": [], "take": None}})
 
 
 def _finished(folder: Path) -> dict[str, Any]:
