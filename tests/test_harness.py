@@ -42,7 +42,7 @@ def test_lmms_eval_reads_what_is_exported_and_finds_our_answers_and_score(tmp_pa
     assert done.returncode == 0, done.stderr[-2000:]
     (results,) = (tmp_path / "results").rglob("*_results.json")
     (samples,) = (tmp_path / "results").rglob("*samples_lab_caption.jsonl")
-    theirs = [json.loads(line)["filtered_resps"][0] for line in samples.read_text().splitlines()]
+    theirs = [json.loads(line)["filtered_resps"] for line in samples.read_text().splitlines()]
 
     evaluators = "evaluators=[{class_path: CaptionAccuracy, init_args: {num_examples: 12, num_pictures: 0}}]"
     ours = judge(str(tmp_path / "exported"), ROOT / "experiments" / "mle.yaml", [evaluators], output=tmp_path / "ours")

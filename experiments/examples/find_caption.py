@@ -37,7 +37,7 @@ found = (similarity.argmax(1) == torch.arange(len(examples))).sum()
 print(f"the caption of {found} of {len(examples)} pictures is the nearest")
 
 # %% All of them: each row a caption, each column a picture, the right ones on the diagonal
-figure, axes = plt.subplots(figsize=(10.5, 4.5), layout="constrained")
+figure, axes = plt.subplots(figsize=(9.8, 4.5), layout="constrained")
 shown = axes.imshow(similarity.mT, cmap="viridis")
 axes.set_yticks(range(len(captions)), captions, fontsize=7)
 axes.set_xticks([])
