@@ -77,8 +77,10 @@ def _make_parser() -> tuple[argparse.ArgumentParser, Any]:
     fit.add_argument(
         "--print_config", action="store_true", help="print the full config and exit; the output runs again"
     )
-    evaluate = _command(commands, "evaluate", _evaluate, "evaluate a finished run again")
-    evaluate.add_argument("run", type=Path, metavar="RUN_DIR")
+    evaluate = _command(commands, "evaluate", _evaluate, "evaluate a finished run again, or any model by a config")
+    evaluate.add_argument("source", metavar="SOURCE", help=f"{BACKBONE}; a run alone is judged by its own config")
+    evaluate.add_argument("--config", type=Path, metavar="FILE", help="an experiment's YAML, whose evaluators judge")
+    evaluate.add_argument("--output", type=Path, metavar="DIR", help="(default: runs/evaluate/NAME-HASH)")
     inspect = _command(commands, "inspect", _inspect, "write a page with examples as the model will see them")
     inspect.add_argument("config", type=Path, metavar="CONFIG", help="an experiment's YAML")
     inspect.add_argument("--output", type=Path, metavar="FILE", help="the page (default: runs/inspect/NAME.html)")
@@ -224,7 +226,22 @@ def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> int:
     from alignlab.experiment.run import evaluate_run
     from alignlab.experiment.show import scores_table
 
-    scores_table(evaluate_run(arguments.run))
+    if arguments.config is None:
+        if rest or arguments.output is not None:
+            raise InputError(
+                f"evaluate: {rest[0] if rest else '--output'} goes with --config FILE, whose data and evaluators judge"
+            )
+        if Path(arguments.source, "config.json").is_file():
+            raise InputError(f"{arguments.source} is a model, and no run; say by --config FILE what it is judged by")
+        scores_table(evaluate_run(Path(arguments.source)))
+        return 0
+    from alignlab.experiment.judging import judge
+
+    judged = judge(arguments.source, arguments.config, overrides_from(rest), output=arguments.output)
+    if judged.was_there:
+        print(f"{judged.folder} is finished already; nothing was computed")
+    scores_table(judged.scores)
+    print(f"evaluation: {judged.folder}")
     return 0
 
 
@@ -349,7 +366,7 @@ def _study_report(arguments: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-SETTABLE = (_fit, _inspect, _embed, _mine, _pairs, _study_run, _certify)
+SETTABLE = (_fit, _evaluate, _inspect, _embed, _mine, _pairs, _study_run, _certify)
 """The commands that take settings of a config as options."""
 
 

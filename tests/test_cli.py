@@ -47,7 +47,7 @@ def refused(result, *fragments):
         (["fit", "--config", "experiments/mle.yaml", "--seed"], ["--seed needs a value"]),
         (["fit", "--config", "experiments/ml.yaml"], ["no such file", "did you mean 'mle.yaml'"]),
         (["evaluate", "runs/nowhere"], ["runs/nowhere is no run"]),
-        (["evaluate", "runs/nowhere", "--foo", "3"], ["unrecognised: --foo 3"]),
+        (["evaluate", "runs/nowhere", "--foo", "3"], ["--foo goes with --config FILE"]),
         (["study", "run", "experiments/studies/quick.yaml"], ["quick.yaml", "quickstart.yaml"]),
         (["study", "report", "runs/nowhere"], ["runs/nowhere"]),
         (["inspect", "experiments/nothing.yaml"], ["no such file"]),

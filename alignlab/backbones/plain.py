@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from alignlab.adapters import has_adapters
 from alignlab.adapters.merging import merged_weights, unadapted_weights, why_apart
@@ -13,7 +15,7 @@ from alignlab.adapters.storing import write_adapters
 from alignlab.backbones import vlm
 from alignlab.backbones.backbone import Backbone
 from alignlab.backbones.dual import DualEncoder
-from alignlab.backbones.saving import ADAPTER, save_tokenizer, weights_of
+from alignlab.backbones.saving import ADAPTER, is_adapted, save_tokenizer, weights_of
 from alignlab.backbones.towers import in_type
 from alignlab.modules.parted import Dtype
 
@@ -44,6 +46,34 @@ def write_plain(
     if reason:
         write_adapters(backbone.model, folder / ADAPTER, base=str((place or folder).absolute()), dtype=dtype)
     return reason
+
+
+def settle_generation(folder: Path, max_new_tokens: int) -> str | None:
+    """Let a model that is written answer greedily, as evaluators ask, where it does not say itself how it answers.
+
+    Args:
+        max_new_tokens: Of an answer, where the directory names no limit.
+
+    Returns:
+        What ``generation_config.json`` says, in words; None: the model generates nothing, and there is none.
+    """
+    if not (folder / GENERATION_CONFIG_NAME).is_file():
+        return None
+    settings = GenerationConfig.from_pretrained(folder)
+    if settings.do_sample is None:
+        settings.do_sample = False
+    if settings.max_new_tokens is None and settings.max_length is None:
+        settings.max_new_tokens = max_new_tokens
+    settings._from_model_config = False  # else transformers takes it for derived, and derives it anew
+    settings.save_pretrained(folder)
+    how = "by sampling, as its start did: pass do_sample=False for greedy answers" if settings.do_sample else "greedily"
+    longest = settings.max_new_tokens and f", in at most {settings.max_new_tokens} tokens"
+    return f"As `{GENERATION_CONFIG_NAME}` has it, the model answers {how}{longest or ''}."
+
+
+def lies_beside(folder: Path) -> bool:
+    """Whether it is a directory of ``write_plain`` whose adapters are apart: read as it is, the model lacks them."""
+    return (folder / ADAPTER).is_dir() and not is_adapted(folder)
 
 
 def _unquantized(backbone: Backbone) -> Any:

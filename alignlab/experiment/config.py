@@ -83,11 +83,20 @@ class Experiment:
         return open_backbone(**self.backbone)
 
 
-def resolve_file(path: Path | str | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Read and resolve a config; a message begins with the file and line, or the override, it is about."""
+def resolve_file(
+    path: Path | str | None,
+    overrides: Sequence[str] = (),
+    *,
+    part: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """Read and resolve a config; a message begins with the file and line, or the override, it is about.
+
+    Args:
+        part: Takes of the config as it was read what is needed to judge, not to train; None: all is needed.
+    """
     config = read(path, overrides)
     try:
-        return resolve(config)
+        return resolve(config) if part is None else resolve(part(config), trains=False)
     except ConfigError as error:
         where = places(path, overrides)
         raise ConfigError(error.problems, [f"{place_of(p.key, where)}: {p}" for p in error.problems]) from None

@@ -19,18 +19,21 @@ OnProgress = Callable[[str, int, int], None]
 """Called with what is done, how many are done, and of how many."""
 
 
-def backbone_named(name: str, experiment: Experiment) -> Backbone | DualEncoder:
+def backbone_named(name: str, experiment: Experiment, *, option: str = "--model") -> Backbone | DualEncoder:
     """The backbone of a run directory, or of a directory or name as ``backbone.path`` takes it.
 
     Its type, attention and longest sequence are those of the config, unless it is a run's, which has its own.
+
+    Args:
+        option: What it was named by, for messages.
     """
-    if _is_run(Path(name)):
+    if is_run(Path(name)):
         return load(name).to(device_of(experiment))
     settings = {**experiment.backbone, "path": name, "fresh": (), "take": None, "text_tower": None}
     try:
         return open_backbone(**settings).eval().to(device_of(experiment))
     except InputError as error:
-        raise InputError(f"--model: {str(error).removeprefix('backbone.path: ')}") from None
+        raise InputError(f"{option}: {str(error).removeprefix('backbone.path: ')}") from None
 
 
 def teacher_named(name: str, experiment: Experiment) -> Teacher:
@@ -54,5 +57,6 @@ def data_in_words(config: Mapping[str, Any]) -> str:
     return f"{config['data']['class_path']}({', '.join(f'{name}={value!r}' for name, value in settings.items())})"
 
 
-def _is_run(folder: Path) -> bool:
+def is_run(folder: Path) -> bool:
+    """Whether it is, or was to become, a run directory."""
     return (folder / "config.yaml").is_file()

@@ -12,9 +12,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from alignlab.backbones import PARTS, Backbone, DualEncoder, open_backbone
 from alignlab.backbones.batching import Batching
-from alignlab.data.base import check_supplies
+from alignlab.data.base import AlignmentData, check_supplies
 from alignlab.data.order import check_size
 from alignlab.errors import InputError
+from alignlab.evaluation import Evaluator
 from alignlab.experiment.config import Experiment, instantiate
 from alignlab.experiment.stages import STAGE, named_stages, outlined
 from alignlab.modules.parted import start_of
@@ -160,12 +161,26 @@ def _check_sizes(
         data.check_training(processes, experiment.trainer["max_steps"])
     for evaluator in experiment.evaluators:
         judged = evaluator.judged(data)
-        if judged is data and to_be_built is not None:
-            continue
-        evaluator.check(judged)
-        if not len(judged.examples(evaluator.split)):
-            who, whose = type(evaluator).__name__, type(judged).__name__
-            raise InputError(f"{who} judges the {evaluator.split} split, which is empty in {whose}")
+        if judged is not data or to_be_built is None:
+            _check_judged(evaluator, judged)
+
+
+def check_judging(experiment: Experiment) -> None:
+    """Check that evaluators have what they judge by, before a model is read.
+
+    Raises:
+        InputError: A file is missing, the data do not supply what is required, or a split is empty.
+    """
+    experiment.data.check_files()
+    for evaluator in experiment.evaluators:
+        _check_judged(evaluator, evaluator.judged(experiment.data))
+
+
+def _check_judged(evaluator: Evaluator, data: AlignmentData) -> None:
+    evaluator.check(data)
+    if not len(data.examples(evaluator.split)):
+        who, whose = type(evaluator).__name__, type(data).__name__
+        raise InputError(f"{who} judges the {evaluator.split} split, which is empty in {whose}")
 
 
 def _check_lengths(experiment: Experiment, encoder: Batching, requires: Sequence[str]) -> None:

@@ -227,8 +227,13 @@ def versions() -> dict[str, Any]:
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
+        "hardware": {"cpus": os.cpu_count(), "gpus": [torch.cuda.get_device_name(n) for n in _gpus()]},
         "git": {"commit": _git("rev-parse", "HEAD"), "changed": _git("status", "--porcelain", "--untracked-files=no")},
     }
+
+
+def _gpus() -> range:
+    return range(torch.cuda.device_count())
 
 
 def peak_memory_mib() -> float:

@@ -81,8 +81,11 @@ class WandbSettings:
     tags: tuple[str, ...] = ()
 
 
-def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
+def resolve(config: Mapping[str, Any], *, trains: bool = True) -> dict[str, Any]:
     """Check a whole config and fill every default in; resolving the result gives it again.
+
+    Args:
+        trains: Whether the config is one to train by; where it is one to judge by, it has no objective.
 
     Raises:
         ConfigError: All problems at once.
@@ -97,7 +100,7 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
         checker.add(("pairs",), "is a key of a stage, whose pairs a later one trains on: stages: {NAME: {pairs: ...}}")
         main["pairs"] = None
     builds_pairs = {name: changes.get("pairs") is not None for name, changes in stages.items()}
-    resolved = _resolve_one(main, checker, builds_pairs)
+    resolved = _resolve_one(main, checker, builds_pairs, trains=trains)
     resolved["stages"] = {}
     # What a later stage takes from an earlier one is no setting of the earlier one, nor is what trains instead of ours.
     shared = {name: value for name, value in main.items() if name != "command"}
@@ -176,11 +179,13 @@ def _owners() -> dict[str, type | Callable]:
     return {"backbone": open_backbone, "optimization": Optimization, "trainer": Trainer, "wandb": WandbSettings}
 
 
-def _resolve_one(config: Mapping[str, Any], checker: Checker, stages: Mapping[str, bool]) -> dict[str, Any]:
+def _resolve_one(
+    config: Mapping[str, Any], checker: Checker, stages: Mapping[str, bool], *, trains: bool = True
+) -> dict[str, Any]:
     """Resolve one stage; ``stages`` are those that came before it, and whether each builds pairs."""
     from alignlab.experiment.pairs import PairSettings
 
-    trains = config.get("command") is None and config.get("pairs") is None
+    trains = trains and config.get("command") is None and config.get("pairs") is None
     for name in config:
         if name not in KEYS:
             reason = "is read from files only" if name == "base" else f"no such key{near(name, KEYS)}"

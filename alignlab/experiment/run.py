@@ -5,17 +5,20 @@ import logging
 import os
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import seed_everything
 
-from alignlab.backbones import Backbone, DualEncoder, open_backbone
+from alignlab.backbones import Backbone, DualEncoder, open_backbone, packaged
+from alignlab.backbones.plain import lies_beside
+from alignlab.backbones.saving import Base, is_adapted
 from alignlab.errors import InputError
 from alignlab.experiment import record
-from alignlab.experiment.config import digest, dump, instantiate, read
+from alignlab.experiment.config import Experiment, digest, dump, instantiate, read
 from alignlab.experiment.preflight import preflight
-from alignlab.experiment.stages import with_stages
+from alignlab.experiment.stages import named_stages, with_stages
 from alignlab.experiment.training import OnProgress, Progress, build_pairs, device_of, evaluate, train_and_judge
 from alignlab.modules.parted import start_of
 
@@ -70,9 +73,20 @@ def _run_one(config: dict[str, Any], folders: Mapping[str, Path], output: Path, 
 
 def _located(config: dict[str, Any], folders: Mapping[str, Path]) -> dict[str, Any]:
     """The config with what earlier stages wrote in place of their names."""
-    located = {"backbone": with_stages(config["backbone"], lambda name: folders[name] / "backbone")}
-    located |= {key: with_stages(config[key], lambda name: folders[name] / "pairs") for key in ("data", "evaluators")}
+    located = {"backbone": _located_backbone(config, folders)}
+    pairs = partial(_place, folders, "pairs")
+    located |= {key: with_stages(config[key], pairs) for key in ("data", "evaluators")}
     return {**config, **located, "stages": {}}
+
+
+def _located_backbone(config: dict[str, Any], folders: Mapping[str, Path]) -> dict[str, Any]:
+    return with_stages(config["backbone"], partial(_place, folders, "backbone"))
+
+
+def _place(folders: Mapping[str, Path], what: str, name: str) -> Path:
+    if name not in folders:
+        raise InputError(f"the stage {name!r}, which this one builds on, is not beside it; use the whole run")
+    return folders[name] / what
 
 
 def _stage_folders(stages: Mapping[str, Any], parent: Path, by_content: bool) -> dict[str, Path]:
@@ -107,35 +121,66 @@ def claim(config: dict[str, Any], output: Path) -> None:
         record.write(output / "config.yaml", record.claim_line(digest(config)) + dump(config))
 
 
-def load(run_directory: Path | str) -> Backbone | DualEncoder:
-    """The backbone that a finished run trained, in evaluation mode.
+def load(source: Path | str) -> Backbone | DualEncoder:
+    """The backbone that a finished run trained, or that any model's directory holds, in evaluation mode.
+
+    A run's is read with the run's settings, any other in float32, or in the type that its adapters were trained beside;
+    ``backbones.open_backbone`` reads it otherwise.
+
+    Args:
+        source: A run directory, one that was exported, another model's, or the name of a packaged checkpoint.
 
     Raises:
-        InputError: There is no finished run.
+        InputError: There is no finished run and no model, or one whose adapters lie beside it.
     """
-    folder, config = Path(run_directory), _finished(Path(run_directory))
+    folder = Path(source)
+    if str(source) in packaged() or ((folder / "config.json").is_file() and not (folder / "config.yaml").is_file()):
+        return _opened(str(source))
+    config = _finished(folder)
     given = {"path": str(folder / "backbone"), "fresh": [], "take": None, "text_tower": None}
     backbone = open_backbone(**{**config["backbone"], **given}).eval()
-    began = _located(config, _folders_of(folder, config))["backbone"]
-    backbone.start = start_of(**{name: began[name] for name in ("path", "fresh", "take")})
+    try:
+        began = _located_backbone(config, _folders_of(folder, config))
+        backbone.start = start_of(**{name: began[name] for name in ("path", "fresh", "take")})
+    except InputError:
+        backbone.start = None  # a stage by itself; only what compares with the start needs it
     return backbone
+
+
+def _opened(path: str) -> Backbone | DualEncoder:
+    if lies_beside(Path(path)):
+        raise InputError(
+            f"{path} holds a model and, beside it, adapters that are not merged; its README.md says how transformers "
+            "and peft put them together, and alignlab loads the run directory that it was exported from"
+        )
+    dtype = (Base.read(path).dtype if is_adapted(path) else None) or "float32"
+    return open_backbone(path, dtype=dtype).eval()
 
 
 def evaluate_run(run_directory: Path, *, on_progress: OnProgress | None = None) -> dict[str, float]:
     """Judge a finished run's backbone again; what it finds goes to ``evaluation/`` in the run directory."""
-    config = _finished(run_directory)
+    config, experiment = reopened(run_directory)
     quiet_libraries()
     folder = run_directory / "evaluation"
     with record.writing(folder):
         folder.mkdir(exist_ok=True)
     notify = on_progress or (lambda progress: None)
-    whole = _located(config, _folders_of(run_directory, config))
-    experiment = instantiate({**whole, "backbone": {**config["backbone"], "fresh": [], "take": None}})
     seed_everything(config["seed"], workers=True, verbose=False)
     backbone = load(run_directory).to(device_of(experiment))
     scores, _ = evaluate(backbone, experiment, folder, lambda name: notify(Progress("evaluate", 0, 0, {})))
     record.write_json(folder / "scores.json", {"scores": scores, "versions": record.versions()})
     return scores
+
+
+def reopened(run_directory: Path) -> tuple[dict[str, Any], Experiment]:
+    """A finished run's config, and its objects.
+
+    Raises:
+        InputError: There is no finished run, or what it read is not where it was.
+    """
+    config = _finished(run_directory)
+    whole = _located(config, _folders_of(run_directory, config))
+    return config, instantiate({**whole, "backbone": {**config["backbone"], "fresh": [], "take": None}})
 
 
 def _finished(folder: Path) -> dict[str, Any]:
@@ -150,9 +195,11 @@ def _finished(folder: Path) -> dict[str, Any]:
 
 
 def _folders_of(run_directory: Path, config: dict[str, Any]) -> dict[str, Path]:
-    """Where the stages of a finished run are."""
+    """Where the stages of a finished run are; a stage's own directory has those before it beside it."""
     file = run_directory / "stages.json"
     places = json.loads(file.read_text()) if file.exists() else {name: f"stages/{name}" for name in config["stages"]}
+    named = {name for key in ("backbone", "data", "evaluators") for _, name in named_stages(config[key])}
+    places |= {name: f"../{name}" for name in named - places.keys() if (run_directory / ".." / name).is_dir()}
     return {name: run_directory / place for name, place in places.items()}
 
 
