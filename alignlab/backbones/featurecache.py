@@ -175,7 +175,8 @@ def cache_features(backbone: "Backbone", folder: str) -> CachedTower | None:
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
         raise InputError(
             f"backbone.features: the vision tower of {backbone.path}, a {type(backbone.model).__name__}, does not give "
-            "one row of features for each picture or tile by itself, by which they are kept; leave features out"
+            f"one row of features for each picture or tile by itself, by which they are kept ({error}); leave features "
+            "out"
         ) from error
     finally:
         hook.remove()
@@ -194,7 +195,7 @@ def _check_rows(cached: CachedTower, given: Given, output: Any) -> None:
 
 def _check(holds: bool) -> None:
     if not holds:
-        raise ValueError("rows of a vision tower")
+        raise ValueError("as two pictures have shown")
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

@@ -76,7 +76,7 @@ class FeatureStore:
         if self._waiting and not _write(self.folder, self._metadata, self._waiting):
             self._last.detach()  # nothing is written any more
         self._waiting.clear()
-        self._size = 0
+        self._size, self._seen = 0, -1
 
     @property
     def _metadata(self) -> dict[str, str]:
@@ -135,7 +135,7 @@ def _write(folder: Path, metadata: Mapping[str, str], rows: Mapping[str, Tensor]
     name = f"{secrets.token_hex(8)}.safetensors"  # of no generator that training draws from
     partial = folder / f".{name}.partial"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)  # in a root that is there: one that was removed stays so
         with partial.open("wb") as file:  # which others may read; safetensors' own files are their writer's alone
             file.write(save(dict(rows), dict(metadata)))
             file.flush()
