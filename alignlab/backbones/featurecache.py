@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,7 +48,7 @@ class CachedTower:
     def __init__(self, tower: nn.Module, root: Path, usual: str, output: Any) -> None:
         self.tower, self.root, self.usual = tower, root, usual
         self.form, self.num_states, self.selected = _form_of(output)
-        self._size = _size(tower)
+        self._size = _size(tower.parameters())
         self._state: tuple[Any, ...] | None = None
         self._drops = self._adapted = False
         self._weights = ""
@@ -121,17 +121,17 @@ class CachedTower:
 
     def _is_off(self) -> bool:
         """Whether features cannot be kept for now; notices weights that are others by now."""
-        tensors = [*self.tower.parameters(), *self.tower.buffers()]
-        if any(isinstance(tensor, DTensor) for tensor in tensors) or _size(self.tower) != self._size:
+        weights = list(self.tower.parameters())
+        if any(isinstance(each, DTensor) for each in weights) or _size(weights) != self._size:
             # An adapter adds weights, or packs those there are.
             return self._warn("it holds adapters, or its weights are in pieces")
-        state = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
+        state = tuple((each.data_ptr(), each._version) for each in (*weights, *self.tower.buffers()))
         if state != self._state:
             self._state, self._weights = state, weights_fingerprint(self.tower)
             self._adapted, self._drops = has_adapters(self.tower), _drops(self.tower)
         if self._adapted:
             return self._warn("it holds adapters")
-        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.tower.parameters()):
+        if torch.is_grad_enabled() and any(each.requires_grad for each in weights):
             return self._warn("it trains")
         return self._drops and self.tower.training and self._warn("it drops at random")
 
@@ -155,7 +155,7 @@ def cache_features(backbone: "Backbone", folder: str) -> CachedTower | None:
         InputError: The tower gives no row of features for each picture or tile, or the folder cannot be made.
     """
     tower, root = backbone.model.get_encoder(modality="image"), Path(folder)
-    _make(root, only_try=backbone.device.type == "meta")
+    _check_place(root)
     if backbone.device.type == "meta":
         return None
     calls: list[tuple[Given, Any]] = []
@@ -181,6 +181,7 @@ def cache_features(backbone: "Backbone", folder: str) -> CachedTower | None:
     finally:
         hook.remove()
         vars(tower).pop("forward", None)
+    _make(root)
     tower.forward = cached.forward
     return cached
 
@@ -217,12 +218,14 @@ def _two_pictures(backbone: "Backbone") -> dict[str, Tensor]:
     return {name: each.to(backbone.device) for name, each in taken.items() if isinstance(each, Tensor)}
 
 
-def _make(root: Path, *, only_try: bool) -> None:
+def _check_place(root: Path) -> None:
+    if found := [path for path in (root, *root.parents) if path.is_file()]:
+        raise InputError(f"backbone.features: the folder {root} cannot be made, since {found[0]} is a file")
+
+
+def _make(root: Path) -> None:
     try:
-        if any(path.is_file() for path in (root, *root.parents)):
-            raise NotADirectoryError("it is, or lies in, a file")
-        if not only_try:
-            root.mkdir(parents=True, exist_ok=True)
+        root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"backbone.features: the folder {root} cannot be made: {error}") from None
 
@@ -267,8 +270,8 @@ def _taken(each: Any, rows: Sequence[int]) -> Any:
     return each[list(rows)] if isinstance(each, Tensor) else each
 
 
-def _size(tower: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in tower.parameters())
+def _size(weights: Iterable[Tensor]) -> int:
+    return sum(each.numel() for each in weights)
 
 
 def _settings_fingerprint(config: Any) -> str:
