@@ -11,7 +11,17 @@ not in them. On a GPU, where pictures go back to the host to be hashed:
 
     python experiments/benchmarks/features.py --device cuda --dtype bfloat16 --layers 8 --width 4096 --vision-width 1024
 
-MEASURED
+Measured, 9 repeats (2 shared cores, 1 thread, Linux, Python 3.11.7, torch 2.13.0+cpu, transformers 5.23.0; load 8 to
+14), milliseconds a call; the ratio to ``computed`` with its 95 % interval:
+
+                                    computed    kept  ratio                  empty  ratio
+    projector and language model        2409    1668  0.699 [0.683, 0.718]    2386  0.994 [0.986, 1.019]
+    projector alone trains              2004    1270  0.631 [0.624, 0.640]    2009  1.003 [0.986, 1.024]
+    reading, nothing trains             1349     580  0.430 [0.425, 0.435]    1335  0.992 [0.987, 1.030]
+
+Losses and gradients were the same bits, and features those that a picture has alone. What is gained is the tower's
+share of a step, here 0.3 to 0.6; beside a language model of 7 billion weights it is little. No run on a GPU has been
+made.
 """
 
 import time

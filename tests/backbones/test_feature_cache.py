@@ -199,7 +199,8 @@ def test_what_is_made_otherwise_is_not_taken_for_the_same(change, tiny_path, exa
 
 def noised(picture):
     changed = picture.copy()
-    changed.putpixel((5, 5), tuple(255 - each for each in picture.getpixel((5, 5))))
+    corner = picture.width - 1, picture.height - 1
+    changed.putpixel(corner, tuple(255 - each for each in picture.getpixel(corner)))
     return changed
 
 
