@@ -16,6 +16,7 @@ from alignlab.adapters import has_adapters
 from alignlab.backbones import blind, drawing, dynamic, patches, regressing, vlm
 from alignlab.backbones.answers import Answers, apart, is_causal, joined, masks_given, one_prompt, takes_masks
 from alignlab.backbones.encoding import Encoder
+from alignlab.backbones.featurecache import CachedTower, cache_features
 from alignlab.backbones.parts import parts_of
 from alignlab.backbones.saving import TOKENIZER, beneath, read_tokenizer, save_adapted, save_tokenizer
 from alignlab.backbones.vocabulary import VisualVocabulary, add_visual_tokens
@@ -57,11 +58,15 @@ class Backbone(Parted):
         dtype: The parameters' type.
         attention: The attention implementation of transformers.
         max_length: Longest sequence in tokens; None: no limit.
+        features: A folder in which a frozen vision tower's features are kept, of any towers and for any number of
+            trainings; see ``featurecache``. None: they are computed each time.
 
     Raises:
-        InputError: The directory is missing or holds no such model, or a part does not fit.
+        InputError: The directory is missing or holds no such model, a part does not fit, or the vision tower's features
+            cannot be kept by picture.
     """
 
+    feature_cache: CachedTower | None = None
     logit_scale = None
     logit_bias = None
     """The logarithm of the scale, and the bias, that its cosines were trained with: it has none."""
@@ -75,6 +80,7 @@ class Backbone(Parted):
         dtype: Dtype = "float32",
         attention: Attention = "sdpa",
         max_length: int | None = None,
+        features: str | None = None,
     ) -> None:
         super().__init__()
         self.path, self.start = path, start_of(path, fresh, take)
@@ -96,6 +102,8 @@ class Backbone(Parted):
                 f"tokenizer that makes and decodes them is missing; put {TOKENIZER}/ back into a directory of all that "
                 "was saved or exported, which hub names cannot give"
             )
+        if features is not None:
+            self.feature_cache = cache_features(self, features)
         self.train()  # transformers loads models in evaluation mode
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -384,6 +392,8 @@ class Backbone(Parted):
         With adapters, a small one that is read beside the model they were trained from; see ``save_adapted``. A visual
         tokenizer is written into ``visual_tokenizer/`` beside either, in its own type.
         """
+        if self.feature_cache is not None:
+            self.feature_cache.flush()  # what was trained and judged is read by others from now on
         save_tokenizer(self.visual_tokenizer, Path(folder))
         if has_adapters(self.model):
             self.encoder.processor.save_pretrained(folder)
@@ -405,12 +415,14 @@ class Backbone(Parted):
         if tape is None or any(parameter.requires_grad for parameter in tower.parameters()):
             yield
         elif tape:
-            given = iter(tape)
+            given, cached = iter(tape), vars(tower).get("forward")
             tower.forward = lambda *arguments, **named: copy.copy(next(given))  # some models write into what they get
             try:
                 yield
             finally:
                 del tower.forward
+                if cached is not None:
+                    tower.forward = cached
         else:
             hook = tower.register_forward_hook(lambda module, given, output: tape.append(copy.copy(output)))
             try:

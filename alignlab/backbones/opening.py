@@ -12,6 +12,7 @@ from alignlab.backbones.dual import DualEncoder
 from alignlab.backbones.encoding import Encoder
 from alignlab.backbones.kinds import is_dual
 from alignlab.backbones.reading import read_config
+from alignlab.errors import InputError
 from alignlab.modules.parted import PARTS, Attention, Dtype, Part
 
 
@@ -24,6 +25,7 @@ def open_backbone(
     dtype: Dtype = "float32",
     attention: Attention = "sdpa",
     max_length: int | None = None,
+    features: str | None = None,
 ) -> Backbone | DualEncoder:
     """Read a backbone of either class: what generates text is a Backbone, what only embeds a DualEncoder.
 
@@ -36,14 +38,22 @@ def open_backbone(
         dtype: The parameters' type.
         attention: The attention implementation of transformers.
         max_length: Longest sequence in tokens; None: no limit.
+        features: A folder in which a frozen vision tower's features are kept, of any towers and for any number of
+            trainings; None: they are computed each time.
 
     Raises:
-        InputError: A directory is missing or holds no such model, or a part does not fit.
+        InputError: A directory is missing or holds no such model, a part does not fit, or the vision tower's features
+            cannot be kept by picture.
     """
     settings: dict[str, Any] = {"fresh": fresh, "take": take, "dtype": dtype, "attention": attention}
     if embeds_only(path, text_tower):
+        if features is not None:
+            raise InputError(
+                f"backbone.features: {path} is read as a dual encoder, whose vision tower's features are not kept; "
+                "leave features out"
+            )
         return DualEncoder(path, text_tower=text_tower, max_length=max_length, **settings)
-    return Backbone(path, max_length=max_length, **settings)
+    return Backbone(path, max_length=max_length, features=features, **settings)
 
 
 def open_encoder(path: str, *, text_tower: str | None = None, max_length: int | None = None) -> Batching:

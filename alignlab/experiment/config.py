@@ -105,8 +105,8 @@ def resolve_file(
 def digest(config: Mapping[str, Any]) -> str:
     """8 hexadecimal characters of a resolved config's content.
 
-    Left out is what changes no result: the W&B mirror, and the folders that classes were found in. The source of a
-    user's own classes and scripts is in.
+    Left out is what changes no result: the W&B mirror, the folders that classes were found in, and the one in which
+    vision features are kept. The source of a user's own classes and scripts is in.
     """
     content = _content(config) | own_sources(config) | file_sources(config)
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
@@ -205,6 +205,8 @@ def _content(config: Mapping[str, Any]) -> dict[str, Any]:
     # Where they are not set, it is as if there were no such settings, which is how older runs know themselves.
     kept = {name: value for name, value in kept.items() if name not in ("command", "pairs") or value is not None}
     kept["backbone"] = {
-        name: value for name, value in kept["backbone"].items() if (name, value) != ("text_tower", None)
+        name: value
+        for name, value in kept["backbone"].items()
+        if name != "features" and (name, value) != ("text_tower", None)
     }
     return kept | {"stages": {name: _content(stage) for name, stage in config.get("stages", {}).items()}}
