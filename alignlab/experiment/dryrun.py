@@ -14,7 +14,7 @@ from alignlab.experiment.estimate import Estimate, estimate
 from alignlab.experiment.preflight import makers_of, preflight
 from alignlab.experiment.run import quiet_libraries
 from alignlab.experiment.show import parameters_table
-from alignlab.experiment.stages import outlined
+from alignlab.experiment.stages import STAGE, outlined
 from alignlab.experiment.throughput import peak_of, scaled
 from alignlab.modules.parted import Part
 
@@ -38,7 +38,8 @@ def dry_run(config: Mapping[str, Any]) -> dict[str, Estimate]:
     console = console if console.is_terminal else Console(width=WIDTH)
     stages, bits = config["stages"], {}
     for name, part in (*stages.items(), ("main", config)):
-        bits[name] = _in_4_bits(part)
+        before = part["backbone"]["path"].removeprefix(STAGE)
+        bits[name] = _in_4_bits(part) or bits.get(before, ())  # a later stage goes on with such weights
     plain = _without_4_bits(config)
     preflight({**plain, "stages": {name: _without_4_bits(stage) for name, stage in stages.items()}})
     found = {}
@@ -132,7 +133,7 @@ def _makeup_table(told: Estimate) -> Table:
 def _course_rows(told: Estimate) -> Iterator[tuple[str, str]]:
     course, makeup = told.course, told.makeup
     yield "examples", ", ".join(f"{split} {count:,}" for split, count in course.splits.items())
-    yield "pictures a sample", f"{makeup.pictures:.2f}"
+    yield "pictures a sample, all sequences", f"{makeup.pictures:.2f}"
     a_step = f"{course.processes} process(es) x {course.accumulate} micro-batch(es) x {len(makeup.typical)}"
     yield "samples a step", f"{course.samples:,} = {a_step}"
     if course.steps is not None:

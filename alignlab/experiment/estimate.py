@@ -98,7 +98,9 @@ def estimate(experiment: Experiment, examples: Sequence[Example], *, in_4_bits: 
     quantized = _quantized(full, in_4_bits) if in_4_bits and full is not None else set()
     memory = _fixed(subject, quantized)
     if found is not None:
-        memory = replace(memory, activations=found.activations * makeup.longest)
+        # What is computed again in chunks is not kept, and gradients are counted already.
+        activations = max(found.activations, found.live - memory.gradients)
+        memory = replace(memory, activations=activations * makeup.longest)
     return Estimate(
         course=course_of(experiment, len(examples)),
         makeup=makeup,

@@ -2,6 +2,7 @@
 
 import random
 import time
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
@@ -11,6 +12,8 @@ import numpy
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
 from alignlab.batch import Batch
@@ -46,6 +49,8 @@ class Probe:
         step_seconds: The optimizer's step, clipping included.
         flops: Of matrix products, convolutions and attentions, forward and backward.
         activations: Bytes that are kept for the backward pass, without weights.
+        live: Most bytes at a time of all that was made meanwhile, gradients included; of what is computed again in the
+            backward pass, it alone tells.
         peak: Most bytes allocated on a GPU at any time; 0 on CPUs, where nobody counts.
         parameters: All weights.
         trained: Those that train.
@@ -55,6 +60,7 @@ class Probe:
     step_seconds: float
     flops: float
     activations: float
+    live: float
     peak: float
     parameters: float
     trained: float
@@ -80,7 +86,7 @@ def probe(experiment: Experiment, backbone: Mapping[str, Any], batch: Batch, *, 
     with _randomness_kept():
         objective = made(replace(experiment, backbone=backbone))
         counts = parameters_of(objective)
-        watch = _Watch(objective, steps)
+        watch = _Watch(steps)
         accumulated = 1 if steps else NEVER
         settings = {**experiment.trainer, **ALONE, "accumulate_grad_batches": accumulated, "callbacks": [watch]}
         quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
@@ -119,6 +125,36 @@ def step_seconds(num_parameters: int, device: torch.device) -> float:
     return (_now(device) - started) * num_parameters / len(some)
 
 
+class LiveBytes(TorchDispatchMode):
+    """Adds up the storages that operations make, and takes them off again when they are freed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._known: dict[int, weakref.ref] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        given = {_place(each) for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for made in tree_leaves(result):
+            if isinstance(made, Tensor) and _place(made) not in given:
+                self._add(made.untyped_storage())
+        return result
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        place, size = storage.data_ptr(), storage.nbytes()
+        if place == 0 or place in self._known:
+            return
+
+        def forget(reference: weakref.ref) -> None:
+            self.now -= size
+            del self._known[place]
+
+        self._known[place] = weakref.ref(storage, forget)
+        self.now += size
+        self.most = max(self.most, self.now)
+
+
 class _Enough(Exception):
     """Ends a training that has shown what was asked."""
 
@@ -126,14 +162,13 @@ class _Enough(Exception):
 class _Watch(Callback):
     """Counts the first micro-batch and times the following ones."""
 
-    def __init__(self, module: nn.Module, steps: bool) -> None:
+    def __init__(self, steps: bool) -> None:
         self.steps = steps
         self.micro: list[float] = []
         self.step: list[float] = []
         self.kept: dict[int, int] = {}
-        self.counter = FlopCount()
+        self.counter, self.live = FlopCount(), LiveBytes()
         self._watching = ExitStack()
-        self._module = module
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._weights = {_place(each) for each in (*module.parameters(), *module.buffers())}
@@ -145,6 +180,7 @@ class _Watch(Callback):
         if self._number == 0:
             self._watching.enter_context(torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor))
             self._watching.enter_context(self.counter)
+            self._watching.enter_context(self.live)
         self._started = _now(module.device)
         self._computed: float | None = None
 
@@ -167,9 +203,16 @@ class _Watch(Callback):
 
     def found(self, parameters: int, trained: int) -> Probe:
         micro, step = (values[1:] or values for values in (self.micro, self.step))
-        activations = float(sum(self.kept.values()))
-        seconds = sum(micro) / len(micro), sum(step) / len(step)
-        return Probe(*seconds, float(self.counter.total), activations, float(self.peak), parameters, trained)
+        return Probe(
+            seconds=sum(micro) / len(micro),
+            step_seconds=sum(step) / len(step),
+            flops=self.counter.total,
+            activations=sum(self.kept.values()),
+            live=self.live.most,
+            peak=self.peak,
+            parameters=parameters,
+            trained=trained,
+        )
 
     def _keep(self, tensor: Tensor) -> Tensor:
         place = _place(tensor)

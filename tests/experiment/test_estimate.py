@@ -1,19 +1,13 @@
 """What a dry run says, against what is measured of the whole thing."""
 
-import json
-import random
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from alignlab.backbones import locate
-from alignlab.backbones.depth import Depths, depths, has_weights
 from alignlab.experiment.config import instantiate, resolve
-from alignlab.experiment.dryrun import dry_run
-from alignlab.experiment.estimate import NF4, _extrapolated, estimate
+from alignlab.experiment.estimate import estimate
 from alignlab.experiment.parameters import parameters_of
 from alignlab.experiment.probing import made, probe
 from alignlab.experiment.run import quiet_libraries
