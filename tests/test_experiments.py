@@ -1,6 +1,8 @@
 """Every shipped YAML loads; every experiment takes two steps, every recipe's dry run passes."""
 
+import json
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -118,3 +120,28 @@ def test_shapes_have_the_released_models_numbers(tmp_path):
 def test_every_file_says_how_it_is_run():
     for path in (*EXPERIMENTS, *STUDIES, *RECIPES):
         assert "alignlab " in path.read_text().split("\n\n")[0].split("base:")[0], path
+
+
+def test_the_recipes_benchmark_measures_each_kind_of_data(tiny_path, tmp_path, monkeypatch, capsys):
+    for name in ("llava-1.5-7b", "clip-vit-large-336", "llama-3-8b"):
+        (tmp_path / name).symlink_to(tiny_path)
+    benchmark = ROOT / "benchmarks" / "recipes.py"
+    monkeypatch.syspath_prepend(str(benchmark.parent))
+    options = "--device cpu --steps 1 --batch-size 2 --precision 32 --objectives SeVa UniMEDistillation LLM2CLIP"
+    monkeypatch.setattr(sys, "argv", [str(benchmark), *options.split(), "--shapes", str(tmp_path)])
+    runpy.run_path(str(benchmark), run_name="__main__")
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert [row["objective"] for row in rows] == ["SeVa", "UniMEDistillation", "LLM2CLIP"]
+    assert all(row["samples_per_second"] > 0 and row["peak_gib"] > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_a_dry_run_at_the_shape_of_seven_billion_weights_passes_on_a_cpu(samples, tmp_path, monkeypatch):
+    monkeypatch.chdir(samples)
+    runpy.run_path(str(ROOT / "recipes" / "shapes.py"))["SHAPES"]["llava-1.5-7b"](tmp_path / "shape")
+    overrides = [f"backbone.path={tmp_path / 'shape'}", "data.batch_size=1", "data.num_workers=0"]
+    told = dry_run(resolve_file(ROOT / "recipes" / "llava_stage2.yaml", overrides))["main"]
+    assert (told.probe.parameters, told.parameters["total"]) == (7_063_427_072, 7_063_427_072)
+    assert told.parameters["trained"] == 7_063_427_072 - 303_507_456  # all but the vision tower
+    # 6 operations a weight and token, of all but the embeddings, attention on top.
+    assert told.probe.flops == pytest.approx(6 * 6.6e9 * told.makeup.tokens, rel=0.2)

@@ -75,25 +75,28 @@ class Probe:
         return self + other * -1
 
 
-def probe(experiment: Experiment, backbone: Mapping[str, Any], batch: Batch, *, steps: bool) -> Probe:
+def probe(
+    experiment: Experiment, backbone: Mapping[str, Any], batch: Batch, *, steps: bool, count: int = STEPS
+) -> Probe:
     """Train an experiment's objective on one batch, a few times; nothing is written, and no random number is missed.
 
     Args:
         backbone: Arguments of open_backbone, in place of the experiment's.
         batch: Encoded, of one process and micro-batch.
         steps: Take optimizer steps; else gradients are computed and left.
+        count: Micro-batches that are timed.
     """
     with _randomness_kept():
         objective = made(replace(experiment, backbone=backbone))
         counts = parameters_of(objective)
-        watch = _Watch(steps)
+        watch = _Watch(steps, count)
         accumulated = 1 if steps else NEVER
         settings = {**experiment.trainer, **ALONE, "accumulate_grad_batches": accumulated, "callbacks": [watch]}
         quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
         data = experiment.data
         # More than are used, since Lightning takes a step at the end of an epoch.
         data.train_dataloader = lambda: DataLoader(
-            [batch] * (STEPS + 2), batch_size=None, collate_fn=lambda batch: batch
+            [batch] * (count + 2), batch_size=None, collate_fn=lambda batch: batch
         )
         try:
             Trainer(**settings, **quiet).fit(objective, datamodule=data)
@@ -162,8 +165,8 @@ class _Enough(Exception):
 class _Watch(Callback):
     """Counts the first micro-batch and times the following ones."""
 
-    def __init__(self, steps: bool) -> None:
-        self.steps = steps
+    def __init__(self, steps: bool, count: int) -> None:
+        self.steps, self.count = steps, count
         self.micro: list[float] = []
         self.step: list[float] = []
         self.kept: dict[int, int] = {}
@@ -195,7 +198,7 @@ class _Watch(Callback):
         self.step.append(now - computed)
         self._number += 1
         self.peak = torch.cuda.max_memory_allocated(module.device) if module.device.type == "cuda" else 0
-        if self._number > STEPS or (self._number == 1 and self.micro[0] > LONG and not self.steps):
+        if self._number > self.count or (self._number == 1 and self.micro[0] > LONG and not self.steps):
             raise _Enough
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:

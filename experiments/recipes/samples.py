@@ -80,6 +80,17 @@ def instructions(folder: Path, file: str, count: int, chance: random.Random) -> 
     write(folder / file, records)
 
 
+def preferences(folder: Path, file: str, count: int, chance: random.Random) -> None:
+    """A better and a worse answer, in the form of TRL; what SeVa's first stage would write, as JSON Lines."""
+    names = [f"pictures/{path.name}/{each.name}" for path in (folder / "pictures").iterdir() for each in path.iterdir()]
+    rows = []
+    for index in range(count):
+        sides = {"prompt": ("user", 15), "chosen": ("assistant", 40), "rejected": ("assistant", 40)}
+        row = {side: [{"role": role, "content": said(chance, 1, most)}] for side, (role, most) in sides.items()}
+        rows.append({"images": [names[index % len(names)]], **row})
+    (folder / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 def embeddings(file: Path, data: LlavaPairs, width: int) -> None:
     """What ``alignlab embed`` would write, of a teacher that knows nothing."""
     examples: list[tuple[str, Example]] = [(split, each) for split in ("train", "val") for each in data.examples(split)]
@@ -100,6 +111,7 @@ def write_samples(folder: Path, *, num_records: int = 96, width: int = 4096) -> 
     captions(data / "llava" / "pretrain", "blip_laion_cc_sbu_558k.json", num_records, chance, low=6, high=18)
     instructions(data / "llava" / "finetune", "llava_v1_5_mix665k.json", num_records, chance)
     captions(data / "seva", "questions.json", num_records, chance, low=1, high=40)
+    preferences(data / "seva", "pairs.jsonl", num_records, chance)
     captions(data / "unime", "texts.json", num_records, chance, low=8, high=24)
     captions(data / "unime", "mmeb.json", num_records, chance, low=1, high=24)
     captions(data / "llm2clip", "captions.json", num_records, chance, low=20, high=90)
