@@ -95,7 +95,7 @@ def estimate(experiment: Experiment, examples: Sequence[Example], *, in_4_bits: 
     else:
         found, note = _extrapolated(experiment, makeup, device)
         notes = [f"the model is {'too large for the memory at hand' if here else 'without weights'}, so {note}"]
-    quantized = _quantized(full, in_4_bits) if in_4_bits and full is not None else set()
+    quantized = _quantized(full, in_4_bits)
     memory = _fixed(subject, quantized)
     if found is not None:
         # What is computed again in chunks is not kept, and gradients are counted already.
@@ -137,8 +137,10 @@ def _fixed(subject: nn.Module, quantized: Set[int] = frozenset()) -> Memory:
     return Memory(weights, gradients, 2 * gradients, None)
 
 
-def _quantized(objective: Objective, parts: Sequence[Part]) -> set[int]:
+def _quantized(objective: Objective | None, parts: Sequence[Part]) -> set[int]:
     """The weights that QLoRA will keep in 4 bits."""
+    if objective is None or not parts:
+        return set()
     model = objective.backbone.model
     names = Places(objective.backbone, parts, None, who="QLoRA").names
     modules = [model.get_submodule(name) for name in names]
@@ -152,7 +154,10 @@ def _extrapolated(experiment: Experiment, makeup: Makeup, device: torch.device) 
     if whole is None:
         return None, "nothing was tried: the configs do not say how many layers there are"
     few = _few(whole)
-    base, text, vision = (_shallow_probe(experiment, makeup, layers) for layers in few)
+    try:
+        base, text, vision = (_shallow_probe(experiment, makeup, layers) for layers in few)
+    except (RuntimeError, IndexError, KeyError) as error:  # of a family whose configs say more by number
+        return None, f"its shape was to be tried with few layers, which failed ({error!r})"
     found = base + (text - base) * (whole.text - few[0][0]) + (vision - base) * (whole.vision - few[0][1])
     found = replace(found, step_seconds=step_seconds(round(found.trained), device), peak=0.0)
     shown = ", ".join(f"{text}+{vision}" for text, vision in few)
