@@ -77,6 +77,9 @@ def _make_parser() -> tuple[argparse.ArgumentParser, Any]:
     fit.add_argument(
         "--print_config", action="store_true", help="print the full config and exit; the output runs again"
     )
+    fit.add_argument(
+        "--dry-run", action="store_true", help="print parameters, sequences, memory and time a step; train nothing"
+    )
     evaluate = _command(commands, "evaluate", _evaluate, "evaluate a finished run again, or any model by a config")
     evaluate.add_argument("source", metavar="SOURCE", help=f"{BACKBONE}; a run alone is judged by its own config")
     evaluate.add_argument("--config", type=Path, metavar="FILE", help="an experiment's YAML, whose evaluators judge")
@@ -206,8 +209,14 @@ def _fit(arguments: argparse.Namespace, rest: list[str]) -> int:
     if arguments.print_config:
         print(dump(config), end="")
         return 0
+    if arguments.dry_run:
+        from alignlab.experiment.dryrun import dry_run
+
+        dry_run(config)
+        return 0
     from alignlab.experiment.run import run
     from alignlab.experiment.show import progress_bar, scores_table
+    from alignlab.experiment.throughput import in_words
 
     objective = config["objective"] or {"class_path": "command"}
     name = arguments.config.stem if arguments.config else objective["class_path"].rpartition(".")[2].lower()
@@ -218,6 +227,8 @@ def _fit(arguments: argparse.Namespace, rest: list[str]) -> int:
     if finished:
         print(f"{output} is finished already; nothing was computed")
     scores_table(metrics["scores"])
+    if line := in_words(metrics.get("throughput")):
+        print(f"training: {line}")
     print(f"run directory: {output}")
     return 0
 

@@ -1,16 +1,27 @@
-"""Every shipped YAML loads; every experiment takes two steps."""
+"""Every shipped YAML loads; every experiment takes two steps, every recipe's dry run passes."""
 
+import json
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
+from alignlab.backbones import PARTS, open_backbone
+from alignlab.backbones.depth import Depths, depths
 from alignlab.experiment.config import dump, read, resolve, resolve_file
+from alignlab.experiment.dryrun import dry_run
 from alignlab.experiment.run import run
 from alignlab.study import Study
 
 ROOT = Path(__file__).parents[1] / "experiments"
 STUDIES = sorted((ROOT / "studies").glob("*.yaml"))
-EXPERIMENTS = sorted(path for path in ROOT.rglob("*.yaml") if path not in STUDIES and path.name != "base.yaml")
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+EXPERIMENTS = sorted(
+    path for path in ROOT.rglob("*.yaml") if path not in (*STUDIES, *RECIPES) and path.name != "base.yaml"
+)
 SHORT = [
     "trainer.max_steps=2", "trainer.limit_val_batches=1", "wandb.mode=disabled", "data.batch_size=8", "data.num_val=8",
     "evaluators=[]",
@@ -58,6 +69,81 @@ def test_a_study_is_valid(path, tmp_path):
     assert Study.load(path, directory=tmp_path / "study").cells
 
 
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory):
+    """A folder with a few records of the data that the recipes name."""
+    folder = tmp_path_factory.mktemp("samples")
+    runpy.run_path(str(ROOT / "recipes" / "samples.py"))["write_samples"](folder, num_records=48, width=32)
+    return folder
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_s_dry_run_passes_on_a_small_shape(path, samples, tiny_path, monkeypatch):
+    monkeypatch.chdir(samples)
+    overrides = ["data.batch_size=4"]
+    config = read(path)
+    for name in config.get("stages", {}):
+        overrides += [f"stages.{name}.backbone.path={tiny_path}", f"stages.{name}.data.batch_size=4"]
+        overrides += [f"stages.{name}.data.num_workers=0"]
+    if not config["backbone"]["path"].startswith("stage:"):
+        overrides.append(f"backbone.path={tiny_path}")
+    if "text_tower" in config["backbone"]:
+        overrides.append(f"backbone.text_tower={tiny_path}")
+    told = dry_run(resolve_file(path, overrides))
+    assert told["main"].probe.flops > 0 and told["main"].parameters["trained"] > 0
+    assert [name for name, stage in config.get("stages", {}).items() if "pairs" not in stage] == list(told)[:-1]
+
+
+def test_a_recipe_says_where_its_numbers_are_from():
+    for path in RECIPES:
+        head = path.read_text().partition("\nobjective:")[0]
+        for words in ("from the paper", "unverified:", "not possible here:", "# Data", "https://arxiv.org/abs/"):
+            assert words in head, (path, words)
+
+
+def test_shapes_have_the_released_models_numbers(tmp_path):
+    write = runpy.run_path(str(ROOT / "recipes" / "shapes.py"))["SHAPES"]
+    for name in write:
+        write[name](tmp_path / name)
+    with torch.device("meta"):
+        llava = open_backbone(str(tmp_path / "llava-1.5-7b"), fresh=PARTS)
+        towers = open_backbone(
+            str(tmp_path / "clip-vit-large-336"), text_tower=str(tmp_path / "llama-3-8b"), fresh=PARTS
+        )
+    # What Hugging Face counts of llava-hf/llava-1.5-7b-hf, and of Llama-3-8B but for its LM head.
+    assert sum(weight.numel() for weight in llava.parameters()) == 7_063_427_072
+    text = sum(weight.numel() for weight in towers.parts["language_model"].parameters())
+    assert text == 8_030_261_248 - 128256 * 4096
+    assert depths(str(tmp_path / "llava-1.5-7b")) == Depths(text=32, vision=24, least_vision=2)
+    tokens = llava.encoder.contents([(Image.new("RGB", (640, 480)), "a red circle")])
+    assert int(tokens.image_mask.sum()) == 576
+
+
 def test_every_file_says_how_it_is_run():
-    for path in (*EXPERIMENTS, *STUDIES):
+    for path in (*EXPERIMENTS, *STUDIES, *RECIPES):
         assert "alignlab " in path.read_text().split("\n\n")[0].split("base:")[0], path
+
+
+def test_the_recipes_benchmark_measures_each_kind_of_data(tiny_path, tmp_path, monkeypatch, capsys):
+    for name in ("llava-1.5-7b", "clip-vit-large-336", "llama-3-8b"):
+        (tmp_path / name).symlink_to(tiny_path)
+    benchmark = ROOT / "benchmarks" / "recipes.py"
+    monkeypatch.syspath_prepend(str(benchmark.parent))
+    options = "--device cpu --steps 1 --batch-size 2 --precision 32 --objectives SeVa UniMEDistillation LLM2CLIP"
+    monkeypatch.setattr(sys, "argv", [str(benchmark), *options.split(), "--shapes", str(tmp_path)])
+    runpy.run_path(str(benchmark), run_name="__main__")
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert [row["objective"] for row in rows] == ["SeVa", "UniMEDistillation", "LLM2CLIP"]
+    assert all(row["samples_per_second"] > 0 and row["peak_gib"] > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_a_dry_run_at_the_shape_of_seven_billion_weights_passes_on_a_cpu(samples, tmp_path, monkeypatch):
+    monkeypatch.chdir(samples)
+    runpy.run_path(str(ROOT / "recipes" / "shapes.py"))["SHAPES"]["llava-1.5-7b"](tmp_path / "shape")
+    overrides = [f"backbone.path={tmp_path / 'shape'}", "data.batch_size=1", "data.num_workers=0"]
+    told = dry_run(resolve_file(ROOT / "recipes" / "llava_stage2.yaml", overrides))["main"]
+    assert (told.probe.parameters, told.parameters["total"]) == (7_063_427_072, 7_063_427_072)
+    assert told.parameters["trained"] == 7_063_427_072 - 303_507_456  # all but the vision tower
+    # 6 operations a weight and token, of all but the embeddings, attention on top.
+    assert told.probe.flops == pytest.approx(6 * 6.6e9 * told.makeup.tokens, rel=0.2)

@@ -44,7 +44,7 @@ def preflight(config: Mapping[str, Any], known: dict[str, Backbone | DualEncoder
         whole = {**part, "stages": {}, "backbone": outlined(part["backbone"], stages)}
         whole["evaluators"] = [each for each in part["evaluators"] if not any(named_stages(each))]
         start = start_of(**{name: part["backbone"][name] for name in ("path", "fresh", "take")})
-        makers = _makers(part, stages)
+        makers = makers_of(part, stages)
         if makers:
             # Of what is not there yet, no more is known than what it will be made of, and how many there can be.
             most = [maker["pairs"]["num_examples"] for maker in makers if maker["pairs"]["num_examples"] is not None]
@@ -61,7 +61,7 @@ def _content(part: Mapping[str, Any], earlier: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps([settings, earlier], sort_keys=True).encode()).hexdigest()
 
 
-def _makers(part: Mapping[str, Any], stages: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def makers_of(part: Mapping[str, Any], stages: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The stages that make a stage's data, the last one of what is there."""
     makers = []
     while named := [name for _, name in named_stages((makers or [part])[-1]["data"])]:

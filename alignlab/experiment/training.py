@@ -21,6 +21,7 @@ from alignlab.experiment.config import Experiment, digest
 from alignlab.experiment.consumption import Consumption, skipped_in_words
 from alignlab.experiment.fitting import fit
 from alignlab.experiment.parameters import Parameters, parameters_of
+from alignlab.experiment.throughput import Pace
 from alignlab.modules.parted import start_of
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def _train(config: dict[str, Any], experiment: Experiment, output: Path, notify:
     objective.optimization = experiment.optimization
     experiment.data.order_seed = config["seed"]
     parameters = parameters_of(objective)
-    spent, mirror = Consumption(), _mirror(config, experiment, output, type(objective).__name__)
+    spent, pace, mirror = Consumption(), Pace(), _mirror(config, experiment, output, type(objective).__name__)
     from_outside = "LOCAL_RANK" in os.environ  # by torchrun, say
     trainer = fit(
         objective,
@@ -136,7 +137,7 @@ def _train(config: dict[str, Any], experiment: Experiment, output: Path, notify:
         output,
         checkpoint_every=config["checkpoint_every"],
         loggers=[mirror] if mirror else [],
-        callbacks=[spent, _Report(notify, parameters)],
+        callbacks=[spent, pace, _Report(notify, parameters)],
     )
     if not trainer.is_global_zero:
         raise SystemExit(0)  # the other processes have nothing more to do
@@ -150,6 +151,9 @@ def _train(config: dict[str, Any], experiment: Experiment, output: Path, notify:
         "samples": spent.samples,
         "tokens": int(spent.tokens),
         **({"sources": spent.of_sources} if experiment.data.sources else {}),
+        "throughput": pace.summary(
+            device, devices=trainer.world_size, tokens_per_sample=int(spent.tokens) / max(spent.samples, 1)
+        ),
     }
     backbone.to(device)  # Lightning hands the model back on the CPU
     return _Trained(backbone, mirror, trainer.global_step, spent.seconds, costs, spent.skipped)
@@ -185,7 +189,7 @@ def _let_train(config: dict[str, Any], experiment: Experiment, output: Path, not
         "objective": None,
         "command": experiment.command,
         "parameters": {"total": sum(p.numel() for p in backbone.parameters()), "trained": None},
-        **dict.fromkeys(("steps", "samples", "tokens")),
+        **dict.fromkeys(("steps", "samples", "tokens", "throughput")),
     }
     return _Trained(backbone.eval().to(device_of(experiment)), mirror, 0, seconds, costs, {})
 

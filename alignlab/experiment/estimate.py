@@ -1,0 +1,197 @@
+"""estimate: what a training will take, from a few micro-batches of it, or of the same shape with fewer layers."""
+
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+
+from alignlab.adapters.placing import Places
+from alignlab.backbones import PARTS, open_backbone
+from alignlab.backbones.depth import Depths, depths, has_weights, shallow
+from alignlab.batch import Example
+from alignlab.experiment.config import Experiment
+from alignlab.experiment.course import Course, course_of
+from alignlab.experiment.makeup import Makeup, made_of
+from alignlab.experiment.parameters import Parameters, parameters_of
+from alignlab.experiment.probing import Probe, made, probe, step_seconds
+from alignlab.experiment.training import device_of
+from alignlab.modules.parted import Part
+from alignlab.objectives import Objective
+
+ROOM = 0.6
+"""The share of the memory at hand that weights, gradients and optimizer may fill for the whole model to be tried."""
+
+NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Bytes of a weight in 4 bits: its own, 8 bits of scale a block of 64, and 32 bits a block of 256 of those."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes in one process.
+
+    Args:
+        weights: By type, as ``float32``.
+        activations: Of the largest micro-batch of the sample; None: not known.
+    """
+
+    weights: Mapping[str, float]
+    gradients: float
+    optimizer: float
+    activations: float | None
+
+    @property
+    def fixed(self) -> float:
+        """What is there whatever the batch."""
+        return sum(self.weights.values()) + self.gradients + self.optimizer
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one stage of an experiment will take.
+
+    Args:
+        parameters: None: the objective's constructor reads weights, and there are none.
+        probe: Of one micro-batch; None: nothing could be tried.
+        notes: How it was found, and what it does not say.
+    """
+
+    course: Course
+    makeup: Makeup
+    parameters: Parameters | None
+    memory: Memory
+    probe: Probe | None
+    device: torch.device
+    notes: tuple[str, ...]
+
+
+def estimate(experiment: Experiment, examples: Sequence[Example], *, in_4_bits: Sequence[Part] = ()) -> Estimate:
+    """Estimate an experiment that trains; nothing is written.
+
+    Args:
+        experiment: Its backbone's directories exist, with weights or without.
+        examples: The training data, in place of what an earlier stage has yet to make of them.
+        in_4_bits: Parts whose linear maps will be quantised, which here they are not.
+    """
+    device, settings = device_of(experiment), experiment.backbone
+    with torch.device("meta"):
+        outline = open_backbone(**_outlined(settings))
+        full = _on_meta(experiment)
+    makeup = made_of(
+        examples,
+        outline.encoder,
+        experiment.requires if full is None else full.requires,  # which may depend on its settings
+        experiment.data.batch_size,
+    )
+    subject = outline if full is None else full
+    here, there = has_weights(settings), _fixed(subject).fixed < ROOM * _at_hand(device)
+    if here and there:
+        found = probe(experiment, settings, makeup.typical, steps=True)
+        notes = ["the whole model was tried: one counted micro-batch, then three steps"]
+    else:
+        found, note = _extrapolated(experiment, makeup, device)
+        notes = [f"the model is {'too large for the memory at hand' if here else 'without weights'}, so {note}"]
+    quantized = _quantized(full, in_4_bits)
+    memory = _fixed(subject, quantized)
+    if found is not None:
+        # What is computed again in chunks is not kept, and gradients are counted already.
+        activations = max(found.activations, found.live - memory.gradients)
+        memory = replace(memory, activations=activations * makeup.longest)
+    return Estimate(
+        course=course_of(experiment, len(examples)),
+        makeup=makeup,
+        parameters=None if full is None else parameters_of(full),
+        memory=memory,
+        probe=found,
+        device=device,
+        notes=(*notes, *_caveats(experiment, found, device, quantized)),
+    )
+
+
+def _outlined(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {**settings, "fresh": PARTS, "take": None}
+
+
+def _on_meta(experiment: Experiment) -> Objective | None:
+    try:
+        return made(replace(experiment, backbone=_outlined(experiment.backbone)))
+    except (NotImplementedError, RuntimeError):
+        return None  # its constructor reads weights
+
+
+def _fixed(subject: nn.Module, quantized: Set[int] = frozenset()) -> Memory:
+    """The memory of weights, gradients and AdamW's two averages, by the types that they have on the meta device."""
+    weights: dict[str, float] = {}
+    gradients = 0.0
+    for parameter in subject.parameters():
+        size = parameter.numel() * parameter.element_size()
+        kind = str(parameter.dtype).removeprefix("torch.")
+        if id(parameter) in quantized:
+            kind, size = "4 bits", parameter.numel() * NF4
+        weights[kind] = weights.get(kind, 0.0) + size
+        gradients += size if parameter.requires_grad else 0.0
+    return Memory(weights, gradients, 2 * gradients, None)
+
+
+def _quantized(objective: Objective | None, parts: Sequence[Part]) -> set[int]:
+    """The weights that QLoRA will keep in 4 bits."""
+    if objective is None or not parts:
+        return set()
+    model = objective.backbone.model
+    names = Places(objective.backbone, parts, None, who="QLoRA").names
+    modules = [model.get_submodule(name) for name in names]
+    return {id(parameter) for module in modules for parameter in module.parameters() if not parameter.requires_grad}
+
+
+def _extrapolated(experiment: Experiment, makeup: Makeup, device: torch.device) -> tuple[Probe | None, str]:
+    """Try the shape with few layers; all is linear in their numbers. None: the numbers are not known."""
+    settings = experiment.backbone
+    whole = depths(settings["path"], settings["text_tower"])
+    if whole is None:
+        return None, "nothing was tried: the configs do not say how many layers there are"
+    few = _few(whole)
+    try:
+        base, text, vision = (_shallow_probe(experiment, makeup, layers) for layers in few)
+    except (RuntimeError, IndexError, KeyError) as error:  # of a family whose configs say more by number
+        return None, f"its shape was to be tried with few layers, which failed ({error!r})"
+    found = base + (text - base) * (whole.text - few[0][0]) + (vision - base) * (whole.vision - few[0][1])
+    found = replace(found, step_seconds=step_seconds(round(found.trained), device), peak=0.0)
+    shown = ", ".join(f"{text}+{vision}" for text, vision in few)
+    return found, (
+        f"random ones of {shown} layers (language model + vision tower) were tried, and all that is measured is a "
+        f"straight line to {whole.text}+{whole.vision}"
+    )
+
+
+def _few(whole: Depths) -> tuple[tuple[int, int], ...]:
+    """Layers of language model and vision tower to try."""
+    least = whole.least_vision
+    return (1, least), (2, least), (1, least + 1)
+
+
+def _shallow_probe(experiment: Experiment, makeup: Makeup, layers: tuple[int, int]) -> Probe:
+    settings = experiment.backbone
+    with TemporaryDirectory() as folder:
+        names = shallow(
+            settings["path"], settings["text_tower"], Path(folder), text_layers=layers[0], vision_layers=layers[1]
+        )
+        return probe(experiment, {**_outlined(settings), **names}, makeup.typical, steps=False)
+
+
+def _at_hand(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
+
+
+def _caveats(experiment: Experiment, found: Probe | None, device: torch.device, quantized: Set[int]) -> Iterator[str]:
+    if quantized:
+        yield f"weights in 4 bits are predicted at {NF4:.3f} bytes each; the time is LoRA's, without unpacking them"
+    if found is not None and device.type != "cuda":
+        yield "activations are what is kept for the backward pass; what is made and freed on the way comes on top"
+    if experiment.trainer["strategy"] != "auto":
+        yield f"tried in one process; {experiment.trainer['strategy']} shares work and memory in its own way"

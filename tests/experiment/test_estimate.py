@@ -1,0 +1,54 @@
+"""What a dry run says, against what is measured of the whole thing."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from alignlab.backbones import locate
+from alignlab.experiment.config import instantiate, resolve
+from alignlab.experiment.estimate import estimate
+from alignlab.experiment.parameters import parameters_of
+from alignlab.experiment.probing import made, probe
+from alignlab.experiment.run import quiet_libraries
+
+DATA = {"class_path": "Scenes", "init_args": {"num_train": 80, "num_val": 8, "num_test": 8, "batch_size": 8}}
+
+
+def shape(folder: Path, *, text: int, vision: int, feature_layer: int = -1) -> Path:
+    """A directory of the lab's shape with so many layers, without weights."""
+    from transformers import AutoConfig, AutoProcessor
+
+    config = AutoConfig.from_pretrained(locate("scenes-parts"))
+    config.text_config.num_hidden_layers, config.vision_config.num_hidden_layers = text, vision
+    config.vision_feature_layer = feature_layer
+    config.save_pretrained(folder)
+    AutoProcessor.from_pretrained(locate("scenes-parts")).save_pretrained(folder)
+    return folder
+
+
+def experiment_of(path, *, adapter=None, objective="MLE", **changes):
+    quiet_libraries()
+    config = {"objective": objective, "backbone": {"path": str(path)}, "adapter": adapter, "data": DATA, **changes}
+    return instantiate(resolve({"trainer": {"max_steps": 2, "accelerator": "cpu"}, **config}))
+
+
+ADAPTERS = {
+    "everything": None,
+    "projector": {"class_path": "Full", "init_args": {"parts": ["projector"]}},
+    "branches": {"class_path": "LoRA", "init_args": {"rank": 4, "train": ["projector"]}},
+}
+
+
+@pytest.mark.parametrize(("adapter", "layer"), [("everything", -2), ("projector", -2), ("branches", -1)])
+def test_few_layers_tell_of_a_deeper_model_within_two_percent(tmp_path, adapter, layer):
+    experiment = experiment_of(shape(tmp_path, text=6, vision=4, feature_layer=layer), adapter=ADAPTERS[adapter])
+    told = estimate(experiment, experiment.data.filled("train"))
+    fresh = {**experiment.backbone, "fresh": ("vision_tower", "projector", "language_model")}
+    whole = probe(experiment, fresh, told.makeup.typical, steps=False)
+    assert told.probe.flops == pytest.approx(whole.flops, rel=0.02)
+    assert told.probe.activations == pytest.approx(whole.activations, rel=0.02)
+    assert (told.probe.parameters, told.probe.trained) == (whole.parameters, whole.trained)
+    counts = parameters_of(made(replace(experiment, backbone=fresh)))
+    assert told.parameters == counts and (counts["total"], counts["trained"]) == (whole.parameters, whole.trained)
+    assert "straight line to 6+4" in told.notes[0]
