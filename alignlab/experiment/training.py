@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from torch import distributed
 
 from alignlab.backbones import Backbone, DualEncoder, locate, open_backbone
@@ -18,9 +18,11 @@ from alignlab.backbones.saving import is_adapted
 from alignlab.errors import InputError
 from alignlab.experiment import commands, record
 from alignlab.experiment.config import Experiment, digest
-from alignlab.experiment.fitting import fit
+from alignlab.experiment.fitting import fit, read_back
 from alignlab.experiment.parameters import Parameters, parameters_of
+from alignlab.experiment.strategies import FSDP2
 from alignlab.modules.parted import start_of
+from alignlab.objectives import Objective
 
 if TYPE_CHECKING:
     from alignlab.experiment.wandb import Mirror
@@ -104,12 +106,18 @@ def train_and_judge(config: dict[str, Any], experiment: Experiment, output: Path
     return metrics
 
 
-def _train(config: dict[str, Any], experiment: Experiment, output: Path, notify: OnProgress) -> _Trained:
+def _made(experiment: Experiment) -> Objective:
+    """The objective on its backbone, as training begins."""
     backbone = experiment.make_backbone()
     if experiment.adapter is not None:
         experiment.adapter.apply(backbone)
     objective = experiment.make_objective(backbone)
     objective.optimization = experiment.optimization
+    return objective
+
+
+def _train(config: dict[str, Any], experiment: Experiment, output: Path, notify: OnProgress) -> _Trained:
+    objective = _made(experiment)
     experiment.data.order_seed = config["seed"]
     parameters = parameters_of(objective)
     spent, mirror = record.Consumption(), _mirror(config, experiment, output, type(objective).__name__)
@@ -128,6 +136,9 @@ def _train(config: dict[str, Any], experiment: Experiment, output: Path, notify:
     device = trainer.strategy.root_device
     if not from_outside:
         _go_on_alone()
+    if isinstance(trainer.strategy, FSDP2):  # which leaves pieces
+        seed_everything(config["seed"], workers=True, verbose=False)
+        objective = read_back(_made(experiment), output)
     costs = {
         "objective": type(objective).__name__,
         "parameters": parameters,
@@ -135,8 +146,8 @@ def _train(config: dict[str, Any], experiment: Experiment, output: Path, notify:
         "samples": spent.samples,
         "tokens": int(spent.tokens),
     }
-    backbone.to(device)  # Lightning hands the model back on the CPU
-    return _Trained(backbone, mirror, trainer.global_step, spent.seconds, costs)
+    objective.backbone.to(device)  # Lightning hands the model back on the CPU
+    return _Trained(objective.backbone, mirror, trainer.global_step, spent.seconds, costs)
 
 
 def _let_train(config: dict[str, Any], experiment: Experiment, output: Path, notify: OnProgress) -> _Trained:
