@@ -14,7 +14,7 @@ from alignlab.data.base import ShuffledBatches, check_supplies
 from alignlab.errors import InputError
 from alignlab.experiment.config import Experiment, instantiate
 from alignlab.experiment.stages import STAGE, named_stages, outlined
-from alignlab.experiment.strategies import check_strategy
+from alignlab.experiment.strategies import check_precision, check_strategy
 from alignlab.modules.parted import start_of
 
 SAMPLE = 64
@@ -126,11 +126,12 @@ def _check_trainer(settings: Mapping[str, Any]) -> int:
             f"trainer.precision: {settings['precision']} would change what models and batches are; for mixed precision "
             "use bf16-mixed or 16-mixed, for weights of another type backbone.dtype"
         )
-    check_strategy(settings["strategy"], str(settings["precision"]))
+    check_strategy(settings["strategy"])
     try:
         trainer = Trainer(**settings, logger=False, enable_checkpointing=False, enable_progress_bar=False)
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise InputError(f"trainer: {str(error).splitlines()[0]}") from error
+    check_precision(trainer)
     return trainer.world_size
 
 

@@ -5,10 +5,11 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, Strategy, StrategyRegistry
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map_only
 
@@ -17,8 +18,8 @@ from alignlab.errors import InputError
 from alignlab.objectives import Contrastive, Objective
 from alignlab.objectives.base import gathered
 
-MIXED = {"32-true": None, "bf16-mixed": torch.bfloat16}
-"""Precisions that ``FSDP2`` trains in, each with the type in which a layer is put together; None: the weights' own."""
+PRECISIONS = ("32-true", "bf16-mixed")
+"""What ``FSDP2`` trains in."""
 
 
 class FSDP2(DDPStrategy):
@@ -29,8 +30,9 @@ class FSDP2(DDPStrategy):
     Everywhere whole are frozen or training weights beside the model, which objectives have, and what cannot be cut:
     single numbers and codes of 4 bits.
 
-    With bf16-mixed a layer's weights are put together in bfloat16 and its gradients added up in float32. Checkpoints
-    are those of one process, so training goes on with any number of them, or without this strategy.
+    With bf16-mixed weights and gradients travel in float32, and autocast makes of them what it makes with DDP; these
+    copies wait for the backward pass but with ``backbone.gradient_checkpointing``. Checkpoints are those of one
+    process, so training goes on with any number of them, or without this strategy.
     """
 
     def model_to_device(self) -> None:
@@ -40,11 +42,8 @@ class FSDP2(DDPStrategy):
         objective = self.lightning_module
         name, whole = type(objective).__name__, set(_uncut(objective))
         mesh = init_device_mesh(self.root_device.type, (self.world_size,))
-        policy = MixedPrecisionPolicy()
-        if (dtype := MIXED[self.precision_plugin.precision]) is not None:
-            policy = MixedPrecisionPolicy(dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
         for layer in layers_of(objective.backbone.model):
-            fully_shard(layer, mesh=mesh, mp_policy=policy, ignored_params=whole)
+            fully_shard(layer, mesh=mesh, ignored_params=whole)
         fully_shard(objective, mesh=mesh, ignored_params=whole)
         type(objective).__name__ = name  # which messages name
         objective.set_reduce_scatter_unused_params(True)  # an embedding uses no LM head
@@ -61,7 +60,9 @@ class FSDP2(DDPStrategy):
 
     def training_step(self, batch: Batch, *arguments: Any) -> Any:
         self._check_alike(batch)
-        return super().training_step(batch, *arguments)
+        with self.precision_plugin.train_step_context():
+            torch.set_autocast_cache_enabled(False)  # until here: it would keep a copy of every layer
+            return self.lightning_module.training_step(batch, *arguments)
 
     def validation_step(self, *arguments: Any) -> Any:
         with torch.inference_mode(False), torch.no_grad():  # what is put together here is trained on later
@@ -131,7 +132,7 @@ def layers_of(model: nn.Module) -> Iterator[nn.Module]:
             yield from layers_of(child)
 
 
-def check_strategy(strategy: str | Strategy, precision: str) -> None:
+def check_strategy(strategy: str | Strategy) -> None:
     """Raise InputError for a strategy that cannot train here, or cannot end in a whole backbone."""
     name = strategy if isinstance(strategy, str) else type(strategy).__name__
     if isinstance(strategy, FSDPStrategy) or name.startswith("fsdp") and name != "fsdp2":
@@ -139,15 +140,19 @@ def check_strategy(strategy: str | Strategy, precision: str) -> None:
             f"trainer.strategy: {name} is PyTorch's first kind of FSDP, which leaves no whole weights to judge and to "
             "save; use fsdp2, which cuts weights into pieces, too, on CPUs as well as on GPUs"
         )
-    if (isinstance(strategy, FSDP2) or name == "fsdp2") and precision not in ("32", "32-true", "bf16-mixed"):
-        raise InputError(
-            f"trainer.precision: with fsdp2 expected 32-true or bf16-mixed, got {precision}; of gradients in pieces "
-            "no process alone could say whether they overflow"
-        )
     if name.startswith("deepspeed") and find_spec("deepspeed") is None:
         raise InputError(f"trainer.strategy: {name} needs DeepSpeed, which is not installed: pip install deepspeed")
     if isinstance(strategy, DeepSpeedStrategy) or name.startswith("deepspeed"):
         _check_deepspeed(strategy)
+
+
+def check_precision(trainer: Trainer) -> None:
+    """Raise InputError for a precision that its strategy cannot train in."""
+    if isinstance(trainer.strategy, FSDP2) and trainer.precision not in PRECISIONS:
+        raise InputError(
+            f"trainer.precision: with fsdp2 expected {' or '.join(PRECISIONS)}, got {trainer.precision}; of gradients in "
+            "pieces no process alone could say whether they overflow"
+        )
 
 
 def _check_deepspeed(strategy: str | DeepSpeedStrategy) -> None:
