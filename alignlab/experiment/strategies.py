@@ -46,7 +46,6 @@ class FSDP2(DDPStrategy):
             fully_shard(layer, mesh=mesh, ignored_params=whole)
         fully_shard(objective, mesh=mesh, ignored_params=whole)
         type(objective).__name__ = name  # which messages name
-        objective.set_reduce_scatter_unused_params(True)  # an embedding uses no LM head
         for method in ("training_step", "validation_step", "begin"):
             register_fsdp_forward_method(objective, method)
         objective.to(self.root_device)

@@ -20,7 +20,7 @@ from alignlab.certificate.children import run_children
 from alignlab.experiment.config import resolve
 from alignlab.experiment.run import run
 
-LORA = {"class_path": "LoRA", "init_args": {"rank": 2, "train": ["projector"]}}
+LORA = {"class_path": "LoRA", "init_args": {"rank": 2, "dropout": 0.0, "train": ["projector"]}}
 PLAIN = {"strategy": "auto", "devices": 1}
 SHARDED = {"strategy": "fsdp2", "devices": 2}
 
@@ -100,7 +100,6 @@ def runs(tiny_path, tmp_path_factory):
     """What two processes with pieces made of configs, and said instead; by name."""
     folder = tmp_path_factory.mktemp("sharded")
     configs = {name: settings(tiny_path, 4, {**SHARDED, **case.pop("trainer", {})}, **case) for name, case in cases()}
-    longer = settings(tiny_path, 4, {**SHARDED, "max_steps": 5}, objective="MLE", dtype="float64")
     said = together(folder, [(config, folder / name) for name, config in configs.items()])
     return folder, said[0], said[1]
 
