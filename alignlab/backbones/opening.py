@@ -12,6 +12,7 @@ from alignlab.backbones.dual import DualEncoder
 from alignlab.backbones.encoding import Encoder
 from alignlab.backbones.kinds import is_dual
 from alignlab.backbones.reading import read_config
+from alignlab.backbones.running import compile_layers, recompute_layers
 from alignlab.modules.parted import PARTS, Attention, Dtype, Part
 
 
@@ -24,6 +25,8 @@ def open_backbone(
     dtype: Dtype = "float32",
     attention: Attention = "sdpa",
     max_length: int | None = None,
+    gradient_checkpointing: bool = False,
+    compile: bool = False,
 ) -> Backbone | DualEncoder:
     """Read a backbone of either class: what generates text is a Backbone, what only embeds a DualEncoder.
 
@@ -36,14 +39,24 @@ def open_backbone(
         dtype: The parameters' type.
         attention: The attention implementation of transformers.
         max_length: Longest sequence in tokens; None: no limit.
+        gradient_checkpointing: In training, compute a layer's activations once more instead of keeping them.
+        compile: Run layers through torch.compile; on a CPU it needs a C++ compiler.
 
     Raises:
-        InputError: A directory is missing or holds no such model, or a part does not fit.
+        InputError: A directory is missing or holds no such model, or a part does not fit, or layers cannot be computed
+            once more.
     """
     settings: dict[str, Any] = {"fresh": fresh, "take": take, "dtype": dtype, "attention": attention}
+    backbone: Backbone | DualEncoder
     if embeds_only(path, text_tower):
-        return DualEncoder(path, text_tower=text_tower, max_length=max_length, **settings)
-    return Backbone(path, max_length=max_length, **settings)
+        backbone = DualEncoder(path, text_tower=text_tower, max_length=max_length, **settings)
+    else:
+        backbone = Backbone(path, max_length=max_length, **settings)
+    if gradient_checkpointing:
+        recompute_layers(backbone)
+    if compile:
+        compile_layers(backbone)
+    return backbone
 
 
 def open_encoder(path: str, *, text_tower: str | None = None, max_length: int | None = None) -> Batching:

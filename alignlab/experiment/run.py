@@ -115,6 +115,7 @@ def load(run_directory: Path | str) -> Backbone | DualEncoder:
     """
     folder, config = Path(run_directory), _finished(Path(run_directory))
     given = {"path": str(folder / "backbone"), "fresh": [], "take": None, "text_tower": None}
+    given |= dict.fromkeys(("compile", "gradient_checkpointing"), False)
     backbone = open_backbone(**{**config["backbone"], **given}).eval()
     began = _located(config, _folders_of(folder, config))["backbone"]
     backbone.start = start_of(**{name: began[name] for name in ("path", "fresh", "take")})

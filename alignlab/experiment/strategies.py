@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map_only
 
 from alignlab.batch import Batch
 from alignlab.errors import InputError
+from alignlab.modules.parted import layers_of
 from alignlab.objectives import Contrastive, Objective
 from alignlab.objectives.base import gathered
 
@@ -121,16 +122,6 @@ class FSDP2(DDPStrategy):
 StrategyRegistry.register("fsdp2", FSDP2, description="Fully sharded data parallel training by fully_shard")
 
 
-def layers_of(model: nn.Module) -> Iterator[nn.Module]:
-    """The elements of a model's outermost lists of modules."""
-    for child in model.children():
-        if isinstance(child, nn.ModuleList):
-            for each in child:
-                yield from layers_of(nn.ModuleList([each])) if isinstance(each, nn.ModuleList) else (each,)
-        else:
-            yield from layers_of(child)
-
-
 def check_strategy(strategy: str | Strategy) -> None:
     """Raise InputError for a strategy that cannot train here, or cannot end in a whole backbone."""
     name = strategy if isinstance(strategy, str) else type(strategy).__name__
@@ -149,8 +140,8 @@ def check_precision(trainer: Trainer) -> None:
     """Raise InputError for a precision that its strategy cannot train in."""
     if isinstance(trainer.strategy, FSDP2) and trainer.precision not in PRECISIONS:
         raise InputError(
-            f"trainer.precision: with fsdp2 expected {' or '.join(PRECISIONS)}, got {trainer.precision}; of gradients in "
-            "pieces no process alone could say whether they overflow"
+            f"trainer.precision: with fsdp2 expected {' or '.join(PRECISIONS)}, got {trainer.precision}; of gradients "
+            "in pieces no process alone could say whether they overflow"
         )
 
 

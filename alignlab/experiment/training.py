@@ -84,9 +84,10 @@ def train_and_judge(config: dict[str, Any], experiment: Experiment, output: Path
     train = _train if experiment.command is None else _let_train
     trained = train(config, experiment, output, notify)
     started = time.perf_counter()
-    scores, items = evaluate(
-        trained.backbone, experiment, output, lambda name: notify(Progress("evaluate", trained.step, 0, {}))
-    )
+    with torch.compiler.set_stance("force_eager"):  # what generates has other sizes at each token
+        scores, items = evaluate(
+            trained.backbone, experiment, output, lambda name: notify(Progress("evaluate", trained.step, 0, {}))
+        )
     evaluated = time.perf_counter() - started
     with record.writing(output / "backbone"):
         trained.backbone.save(output / "backbone", dtype=config["save_dtype"])

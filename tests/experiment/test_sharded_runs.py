@@ -1,6 +1,8 @@
 """Runs whose processes hold pieces of the weights (fsdp2): they are the run of one process, on disk and after."""
 
+import json
 import os
+import shutil
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,8 @@ from torch import distributed
 import alignlab
 from alignlab import InputError
 from alignlab.certificate.children import run_children
-from alignlab.experiment.config import resolve
+from alignlab.experiment import record
+from alignlab.experiment.config import digest, dump, resolve
 from alignlab.experiment.run import run
 
 LORA = {"class_path": "LoRA", "init_args": {"rank": 2, "dropout": 0.0, "train": ["projector"]}}
@@ -38,6 +41,7 @@ def settings(path: Path, batch_size: int, trainer: dict[str, Any], **other: Any)
             "trainer": {"val_check_interval": 2, "limit_val_batches": 1, **trainer},
             "optimization": {"lr": 1e-2, "weight_decay": 0.1},
             "wandb": {"mode": "disabled"},
+            "checkpoint_every": 1,
             **other,
         }
     )
@@ -63,6 +67,11 @@ def pairs(folder: Path) -> Path:
     return folder / "pairs"
 
 
+def curve(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()]
+    return [line for line in lines if "train/loss" in line]
+
+
 def in_group(rank: int, world: int, store: Path, runs: list[tuple[dict[str, Any], Path]]) -> dict[str, Any]:
     """Several runs, one after the other, by one of ``world`` processes; what went wrong instead, by the run's name."""
     os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": str(world)}
@@ -72,6 +81,9 @@ def in_group(rank: int, world: int, store: Path, runs: list[tuple[dict[str, Any]
     distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=wait)
     found = {}
     for config, folder in runs:
+        if folder.name == "resumed" and rank == 0:
+            go_on(config, folder, folder.parent / "mle")
+        distributed.barrier()
         try:
             run(config, folder)
         except InputError as error:
@@ -84,10 +96,11 @@ def in_group(rank: int, world: int, store: Path, runs: list[tuple[dict[str, Any]
     return found
 
 
-def one_process(runs: list[tuple[dict[str, Any], Path]]) -> dict[str, Any]:
-    for config, folder in runs:
-        run(config, folder)
-    return {}
+def go_on(config: dict[str, Any], folder: Path, before: Path) -> None:
+    """Make a run directory that stands where another one did a step before its end."""
+    (folder / "checkpoints").mkdir(parents=True)
+    record.write(folder / "config.yaml", record.claim_line(digest(config)) + dump(config))
+    shutil.copy(before / "checkpoints" / "previous.ckpt", folder / "checkpoints" / "last.ckpt")
 
 
 def together(tmp_path: Path, runs: list[tuple[dict[str, Any], Path]]) -> list[dict[str, Any]]:
@@ -107,6 +120,7 @@ def runs(tiny_path, tmp_path_factory):
 def cases():
     return {
         "mle": {"objective": "MLE", "dtype": "float64"},
+        "resumed": {"objective": "MLE", "dtype": "float64"},
         "infonce": {"objective": {"class_path": "InfoNCE", "init_args": {"chunk_size": 3}}, "dtype": "float64"},
         "lora": {"objective": "CAL", "dtype": "float64", "adapter": LORA},
         "half": {"objective": "MLE", "trainer": {"precision": "bf16-mixed"}},
@@ -115,7 +129,7 @@ def cases():
     }.items()
 
 
-@pytest.mark.parametrize("name", ["mle", "infonce", "lora", "seva"])
+@pytest.mark.parametrize("name", ["mle", "resumed", "infonce", "lora", "seva"])
 def test_two_processes_with_pieces_are_one_with_whole_weights(runs, tiny_path, tmp_path, name):
     folder, *_ = runs
     run(settings(tiny_path, 8, PLAIN, **dict(cases())[name]), tmp_path / "run")
@@ -128,6 +142,27 @@ def test_two_processes_with_pieces_are_one_with_whole_weights(runs, tiny_path, t
         for key, value in weights.items():
             torch.testing.assert_close(found[file][key], value, rtol=1e-8, atol=1e-8)
     alignlab.load(folder / name)
+
+
+def test_a_training_in_pieces_goes_on_in_one_process(runs, tiny_path, tmp_path):
+    folder, *_ = runs
+    config = settings(tiny_path, 8, PLAIN, **dict(cases())["mle"])
+    go_on(config, tmp_path / "one", folder / "mle")
+    assert run(config, tmp_path / "one")["steps"] == 3
+    found, expected = (load_file(each / "backbone" / "model.safetensors") for each in (tmp_path / "one", folder / "mle"))
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-8, atol=1e-8)
+    assert [line["step"] for line in curve(tmp_path / "one")] == [3]
+
+
+def test_half_precision_trains_near_to_one_process_and_keeps_whole_weights(runs, tiny_path, tmp_path):
+    folder, *_ = runs
+    run(settings(tiny_path, 8, {**PLAIN, "precision": "bf16-mixed"}, objective="MLE"), tmp_path / "run")
+    losses = [[line["train/loss"] for line in curve(each)] for each in (folder / "half", tmp_path / "run")]
+    assert losses[0] == pytest.approx(losses[1], rel=2e-2) and losses[0] != losses[1]
+    assert {each.dtype for each in load_file(folder / "half" / "backbone" / "model.safetensors").values()} == {
+        torch.float32
+    }
 
 
 def test_what_exchanges_whole_weights_is_refused_before_the_first_step(runs):
