@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from alignlab.backbones import PARTS, Backbone, DualEncoder, open_backbone
 from alignlab.backbones.batching import Batching
+from alignlab.backbones.running import check_running
 from alignlab.data.base import ShuffledBatches, check_supplies
 from alignlab.errors import InputError
 from alignlab.experiment.config import Experiment, instantiate
@@ -73,7 +74,9 @@ def check(
         The backbone, with what the objective added to it, on the meta device.
     """
     experiment = instantiate(config)
-    processes = _check_trainer(experiment.trainer)
+    trainer = _check_trainer(experiment.trainer)
+    if experiment.command is None:
+        check_running(experiment.backbone, trainer.strategy.root_device)
     _check_sizes(experiment, to_be_built, most)
     requires = experiment.requires
     if to_be_built is None:
@@ -99,7 +102,7 @@ def check(
         backbone.encoder.check(requires, who=type(objective).__name__)
     if objective is not None and to_be_built is None:
         check_supplies(type(objective).__name__, requires, experiment.data)
-        objective.prepare(experiment.data, processes)
+        objective.prepare(experiment.data, trainer.world_size)
     if experiment.backbone["max_length"] is not None and to_be_built is None:
         _check_lengths(experiment, backbone.encoder, requires)
     if objective is None and experiment.make_objective is not None:
@@ -117,8 +120,8 @@ def _hand_on(before: Backbone, backbone: Backbone) -> None:
             backbone.add_visual_tokens()
 
 
-def _check_trainer(settings: Mapping[str, Any]) -> int:
-    """How many processes will train."""
+def _check_trainer(settings: Mapping[str, Any]) -> Trainer:
+    """The trainer that will train."""
     if settings["log_every_n_steps"] is not None and settings["log_every_n_steps"] < 1:
         raise InputError(f"trainer.log_every_n_steps must be at least 1, got {settings['log_every_n_steps']}")
     if str(settings["precision"]).endswith("-true") and settings["precision"] != "32-true":
@@ -132,7 +135,7 @@ def _check_trainer(settings: Mapping[str, Any]) -> int:
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise InputError(f"trainer: {str(error).splitlines()[0]}") from error
     check_precision(trainer)
-    return trainer.world_size
+    return trainer
 
 
 def _check_sizes(experiment: Experiment, to_be_built: Mapping[str, Any] | None, most: int | None) -> None:

@@ -130,10 +130,13 @@ def check_strategy(strategy: str | Strategy) -> None:
             f"trainer.strategy: {name} is PyTorch's first kind of FSDP, which leaves no whole weights to judge and to "
             "save; use fsdp2, which cuts weights into pieces, too, on CPUs as well as on GPUs"
         )
-    if name.startswith("deepspeed") and find_spec("deepspeed") is None:
-        raise InputError(f"trainer.strategy: {name} needs DeepSpeed, which is not installed: pip install deepspeed")
     if isinstance(strategy, DeepSpeedStrategy) or name.startswith("deepspeed"):
-        _check_deepspeed(strategy)
+        missing = "" if find_spec("deepspeed") else "DeepSpeed is not installed, and "
+        raise InputError(
+            f"trainer.strategy: {name}: {missing}its engine takes gradients away before they can be weighed by what "
+            "each process and micro-batch saw, so it would train on others, silently; use fsdp2, which cuts weights, "
+            "gradients and the optimizer's state into pieces, too"
+        )
 
 
 def check_precision(trainer: Trainer) -> None:
@@ -143,11 +146,6 @@ def check_precision(trainer: Trainer) -> None:
             f"trainer.precision: with fsdp2 expected {' or '.join(PRECISIONS)}, got {trainer.precision}; of gradients "
             "in pieces no process alone could say whether they overflow"
         )
-
-
-def _check_deepspeed(strategy: str | DeepSpeedStrategy) -> None:
-    """Refuse what leaves weights in pieces, or gradients that nobody can rescale."""
-    raise InputError("todo")
 
 
 def _uncut(objective: Objective) -> Iterator[nn.Parameter]:

@@ -149,7 +149,9 @@ def test_a_training_in_pieces_goes_on_in_one_process(runs, tiny_path, tmp_path):
     config = settings(tiny_path, 8, PLAIN, **dict(cases())["mle"])
     go_on(config, tmp_path / "one", folder / "mle")
     assert run(config, tmp_path / "one")["steps"] == 3
-    found, expected = (load_file(each / "backbone" / "model.safetensors") for each in (tmp_path / "one", folder / "mle"))
+    found, expected = (
+        load_file(each / "backbone" / "model.safetensors") for each in (tmp_path / "one", folder / "mle")
+    )
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value, rtol=1e-8, atol=1e-8)
     assert [line["step"] for line in curve(tmp_path / "one")] == [3]
