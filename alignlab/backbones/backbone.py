@@ -439,7 +439,9 @@ class Backbone(Parted):
         if decoder.config._attn_implementation not in ("sdpa", "eager"):
             return False
         if kind not in self._joinable:
-            with torch.no_grad(), torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            # A compiled layer does not notice who watches it.
+            eager = torch.compiler.set_stance("force_eager")
+            with eager, torch.no_grad(), torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
                 with masks_given(decoder) as given:
                     self.hidden(one.sequences[0])
                 heeded = takes_masks(one.sequences[0].attention_mask, given)

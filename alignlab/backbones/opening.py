@@ -12,6 +12,7 @@ from alignlab.backbones.dual import DualEncoder
 from alignlab.backbones.encoding import Encoder
 from alignlab.backbones.kinds import is_dual
 from alignlab.backbones.reading import read_config
+from alignlab.backbones.running import compile_layers, recompute_layers
 from alignlab.errors import InputError
 from alignlab.modules.parted import PARTS, Attention, Dtype, Part
 
@@ -26,6 +27,8 @@ def open_backbone(
     attention: Attention = "sdpa",
     max_length: int | None = None,
     features: str | None = None,
+    gradient_checkpointing: bool = False,
+    compile: bool = False,
 ) -> Backbone | DualEncoder:
     """Read a backbone of either class: what generates text is a Backbone, what only embeds a DualEncoder.
 
@@ -40,20 +43,29 @@ def open_backbone(
         max_length: Longest sequence in tokens; None: no limit.
         features: A folder in which a frozen vision tower's features are kept, of any towers and for any number of
             trainings; None: they are computed each time.
+        gradient_checkpointing: In training, compute a layer's activations once more instead of keeping them.
+        compile: Run layers through torch.compile; on a CPU it needs a C++ compiler.
 
     Raises:
-        InputError: A directory is missing or holds no such model, a part does not fit, or the vision tower's features
-            cannot be kept by picture.
+        InputError: A directory is missing or holds no such model, a part does not fit, the vision tower's features
+            cannot be kept by picture, or layers cannot be computed once more.
     """
     settings: dict[str, Any] = {"fresh": fresh, "take": take, "dtype": dtype, "attention": attention}
+    backbone: Backbone | DualEncoder
     if embeds_only(path, text_tower):
         if features is not None:
             raise InputError(
                 f"backbone.features: {path} is read as a dual encoder, whose vision tower's features are not kept; "
                 "leave features out"
             )
-        return DualEncoder(path, text_tower=text_tower, max_length=max_length, **settings)
-    return Backbone(path, max_length=max_length, features=features, **settings)
+        backbone = DualEncoder(path, text_tower=text_tower, max_length=max_length, **settings)
+    else:
+        backbone = Backbone(path, max_length=max_length, features=features, **settings)
+    if gradient_checkpointing:
+        recompute_layers(backbone)
+    if compile:
+        compile_layers(backbone)
+    return backbone
 
 
 def open_encoder(path: str, *, text_tower: str | None = None, max_length: int | None = None) -> Batching:

@@ -6,6 +6,7 @@ import types
 from argparse import ArgumentError
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, is_dataclass
+from datetime import timedelta
 from enum import Enum
 from functools import cache
 from pathlib import Path
@@ -235,7 +236,7 @@ def plain(value: Any) -> Any:
         return {name: plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(item) for item in value]
-    if isinstance(value, Path):
+    if isinstance(value, Path | timedelta):
         return str(value)
     if (kind := kind_of(type(value))) is not None and set(arguments(type(value))) <= set(vars(value)):
         path = f"{type(value).__module__}.{type(value).__name__}"

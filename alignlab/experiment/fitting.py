@@ -19,8 +19,11 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from alignlab.data import AlignmentData
 from alignlab.errors import InputError, NotFinite
-from alignlab.experiment import record
-from alignlab.objectives import Objective
+from alignlab.experiment import (
+    record,
+    strategies,  # noqa: F401  (makes fsdp2 known to Lightning)
+)
+from alignlab.objectives import Objective, saving
 
 
 def fit(
@@ -88,6 +91,19 @@ def fit(
             raise InputError(f"{who}: {error}; {checkpoints}; the same command goes on from there") from error
         raise
     return trainer
+
+
+def read_back(objective: Objective, folder: Path) -> Objective:
+    """Give an objective, made as the one that was trained in a folder, the weights of the last checkpoint there.
+
+    Raises:
+        InputError: It has other frozen weights than that one.
+    """
+    file = folder / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(file, weights_only=True, map_location="cpu", mmap=True)
+    saving.put_back(checkpoint, objective, objective.backbone, saving.fingerprint(objective.backbone))
+    objective.load_state_dict(checkpoint["state_dict"])
+    return objective
 
 
 def _strategy(settings: Mapping[str, Any]) -> Any:

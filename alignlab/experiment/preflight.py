@@ -12,12 +12,14 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from alignlab.backbones import PARTS, Backbone, DualEncoder, open_backbone
 from alignlab.backbones.batching import Batching
+from alignlab.backbones.running import check_running
 from alignlab.data.base import AlignmentData, check_supplies
 from alignlab.data.order import check_size
 from alignlab.errors import InputError
 from alignlab.evaluation import Evaluator
 from alignlab.experiment.config import Experiment, instantiate
 from alignlab.experiment.stages import STAGE, named_stages, outlined
+from alignlab.experiment.strategies import check_precision, check_strategy
 from alignlab.modules.parted import start_of
 
 SAMPLE = 64
@@ -89,8 +91,10 @@ def check(
         The backbone, with what the objective added to it, on the meta device.
     """
     experiment = instantiate(config)
-    processes = _check_trainer(experiment.trainer)
-    _check_sizes(experiment, to_be_built, most, processes)
+    trainer = _check_trainer(experiment.trainer)
+    if experiment.command is None:
+        check_running(experiment.backbone, trainer.strategy.root_device)
+    _check_sizes(experiment, to_be_built, most, trainer.world_size)
     requires = experiment.requires
     if to_be_built is None:
         experiment.data.check_files()
@@ -115,7 +119,7 @@ def check(
         backbone.encoder.check(requires, who=type(objective).__name__)
     if objective is not None and to_be_built is None:
         check_supplies(type(objective).__name__, requires, experiment.data)
-        objective.prepare(experiment.data, processes)
+        objective.prepare(experiment.data, trainer.world_size)
     if experiment.backbone["max_length"] is not None and to_be_built is None:
         _check_lengths(experiment, backbone.encoder, requires)
     if objective is None and experiment.make_objective is not None:
@@ -133,8 +137,8 @@ def _hand_on(before: Backbone, backbone: Backbone) -> None:
             backbone.add_visual_tokens()
 
 
-def _check_trainer(settings: Mapping[str, Any]) -> int:
-    """How many processes will train."""
+def _check_trainer(settings: Mapping[str, Any]) -> Trainer:
+    """The trainer that will train."""
     if settings["log_every_n_steps"] is not None and settings["log_every_n_steps"] < 1:
         raise InputError(f"trainer.log_every_n_steps must be at least 1, got {settings['log_every_n_steps']}")
     if str(settings["precision"]).endswith("-true") and settings["precision"] != "32-true":
@@ -142,11 +146,13 @@ def _check_trainer(settings: Mapping[str, Any]) -> int:
             f"trainer.precision: {settings['precision']} would change what models and batches are; for mixed precision "
             "use bf16-mixed or 16-mixed, for weights of another type backbone.dtype"
         )
+    check_strategy(settings["strategy"])
     try:
         trainer = Trainer(**settings, logger=False, enable_checkpointing=False, enable_progress_bar=False)
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise InputError(f"trainer: {str(error).splitlines()[0]}") from error
-    return trainer.world_size
+    check_precision(trainer)
+    return trainer
 
 
 def _check_sizes(

@@ -138,6 +138,7 @@ def load(source: Path | str) -> Backbone | DualEncoder:
         return _opened(str(source))
     config = _finished(folder)
     given = {"path": str(folder / "backbone"), "fresh": [], "take": None, "text_tower": None}
+    given |= dict.fromkeys(("compile", "gradient_checkpointing"), False)
     backbone = open_backbone(**{**config["backbone"], **given}).eval()
     try:
         began = _located_backbone(config, _folders_of(folder, config))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from torch import distributed
 
 from alignlab.backbones import Backbone, DualEncoder, locate, open_backbone
@@ -19,10 +19,12 @@ from alignlab.errors import InputError
 from alignlab.experiment import commands, record
 from alignlab.experiment.config import Experiment, digest
 from alignlab.experiment.consumption import Consumption, skipped_in_words
-from alignlab.experiment.fitting import fit
+from alignlab.experiment.fitting import fit, read_back
 from alignlab.experiment.parameters import Parameters, parameters_of
+from alignlab.experiment.strategies import FSDP2
 from alignlab.experiment.throughput import Pace
 from alignlab.modules.parted import start_of
+from alignlab.objectives import Objective
 
 if TYPE_CHECKING:
     from alignlab.experiment.wandb import Mirror
@@ -87,9 +89,10 @@ def train_and_judge(config: dict[str, Any], experiment: Experiment, output: Path
     trained = train(config, experiment, output, notify)
     record.write_json(output / "prompt.json", trained.backbone.encoder.prompt_format())
     started = time.perf_counter()
-    scores, items = evaluate(
-        trained.backbone, experiment, output, lambda name: notify(Progress("evaluate", trained.step, 0, {}))
-    )
+    with torch.compiler.set_stance("force_eager"):  # what generates has other sizes at each token
+        scores, items = evaluate(
+            trained.backbone, experiment, output, lambda name: notify(Progress("evaluate", trained.step, 0, {}))
+        )
     evaluated = time.perf_counter() - started
     with record.writing(output / "backbone"):
         trained.backbone.save(output / "backbone", dtype=config["save_dtype"])
@@ -120,12 +123,18 @@ def _with_left_out(skipped: Mapping[str, list[str]], experiment: Experiment) -> 
     return whole
 
 
-def _train(config: dict[str, Any], experiment: Experiment, output: Path, notify: OnProgress) -> _Trained:
+def _made(experiment: Experiment) -> Objective:
+    """The objective on its backbone, as training begins."""
     backbone = experiment.make_backbone()
     if experiment.adapter is not None:
         experiment.adapter.apply(backbone)
     objective = experiment.make_objective(backbone)
     objective.optimization = experiment.optimization
+    return objective
+
+
+def _train(config: dict[str, Any], experiment: Experiment, output: Path, notify: OnProgress) -> _Trained:
+    objective = _made(experiment)
     experiment.data.order_seed = config["seed"]
     parameters = parameters_of(objective)
     spent, pace, mirror = Consumption(), Pace(), _mirror(config, experiment, output, type(objective).__name__)
@@ -144,6 +153,9 @@ def _train(config: dict[str, Any], experiment: Experiment, output: Path, notify:
     device = trainer.strategy.root_device
     if not from_outside:
         _go_on_alone()
+    if isinstance(trainer.strategy, FSDP2):  # which leaves pieces
+        seed_everything(config["seed"], workers=True, verbose=False)
+        objective = read_back(_made(experiment), output)
     costs = {
         "objective": type(objective).__name__,
         "parameters": parameters,
@@ -155,8 +167,8 @@ def _train(config: dict[str, Any], experiment: Experiment, output: Path, notify:
             device, devices=trainer.world_size, tokens_per_sample=int(spent.tokens) / max(spent.samples, 1)
         ),
     }
-    backbone.to(device)  # Lightning hands the model back on the CPU
-    return _Trained(backbone, mirror, trainer.global_step, spent.seconds, costs, spent.skipped)
+    objective.backbone.to(device)  # Lightning hands the model back on the CPU
+    return _Trained(objective.backbone, mirror, trainer.global_step, spent.seconds, costs, spent.skipped)
 
 
 def _let_train(config: dict[str, Any], experiment: Experiment, output: Path, notify: OnProgress) -> _Trained:

@@ -1,7 +1,9 @@
 """Processes: what all of them hold, with exact gradients; a single process sees what it has."""
 
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 from torch.autograd.function import once_differentiable
 
 
@@ -38,6 +40,32 @@ def total(value: Tensor | float, *, device: torch.device | None = None) -> Tenso
     if several():
         distributed.all_reduce(value)
     return value
+
+
+def pieces(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """What this process holds of tensors, of which some may be cut over processes; the same memory."""
+    if not several():
+        return list(tensors)
+    from torch.distributed.tensor import DTensor  # slow to import, and there where a tensor is cut
+
+    return [each.to_local() if isinstance(each, DTensor) else each for each in tensors]
+
+
+def in_pieces(module: nn.Module) -> bool:
+    """Whether no process has all weights of a module."""
+    weights = list(module.parameters())
+    return any(piece is not each for piece, each in zip(pieces(weights), weights, strict=True))
+
+
+def total_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """The Euclidean norm of all tensors together; every process has to call it where some are cut."""
+    own = pieces(tensors)
+    cut = [piece for piece, each in zip(own, tensors, strict=True) if piece is not each]
+    if not cut:
+        return torch.nn.utils.get_total_norm(tensors)
+    whole = [piece for piece, each in zip(own, tensors, strict=True) if piece is each]
+    squares = total(torch.nn.utils.get_total_norm(cut).square())
+    return (squares + torch.nn.utils.get_total_norm(whole).to(squares).square()).sqrt()
 
 
 class _Gather(torch.autograd.Function):

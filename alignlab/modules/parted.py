@@ -12,7 +12,7 @@ from alignlab.errors import InputError
 PARTS = ("vision_tower", "projector", "language_model")
 Part = Literal["vision_tower", "projector", "language_model"]
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
-Attention = Literal["sdpa", "eager", "flash_attention_2"]
+Attention = Literal["sdpa", "eager", "flash_attention_2", "flex_attention"]
 
 
 class Parted(nn.Module):
@@ -63,6 +63,16 @@ class Parted(nn.Module):
 def start_of(path: str, fresh: Sequence[str], take: Mapping[str, str] | None) -> str | None:
     """``Parted.start`` of what is made so: ``path``, unless its language model is drawn anew or another's."""
     return None if "language_model" in {*fresh, *(take or {})} else path
+
+
+def layers_of(model: nn.Module) -> Iterator[nn.Module]:
+    """The elements of a model's outermost lists of modules: the layers of its towers."""
+    for child in model.children():
+        if isinstance(child, nn.ModuleList):
+            for each in child:
+                yield from layers_of(nn.ModuleList([each])) if isinstance(each, nn.ModuleList) else (each,)
+        else:
+            yield from layers_of(child)
 
 
 @contextmanager

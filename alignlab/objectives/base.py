@@ -16,6 +16,7 @@ from alignlab.batch import Batch
 from alignlab.data.base import AlignmentData, check_supplies
 from alignlab.errors import NotFinite
 from alignlab.functional import upcast
+from alignlab.functional.processes import pieces, total_norm
 from alignlab.objectives import saving
 from alignlab.objectives.averages import Averages
 from alignlab.objectives.optimization import Optimization, optimizer_and_schedule
@@ -127,8 +128,8 @@ class Objective(LightningModule):
         count = self.trainer.world_size * self.trainer.accumulate_grad_batches
         factor = count / total.clamp(min=1e-30)  # where there was nothing to train on, gradients of 0 stay 0
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        torch._foreach_mul_(gradients, factor)
-        self._norm = norm = torch.nn.utils.get_total_norm(gradients)
+        torch._foreach_mul_(pieces(gradients), factor)
+        self._norm = norm = total_norm(gradients)
         # In float16 a scaler finds gradients that overflow, and leaves out their step.
         finite = torch.isfinite(total if self.trainer.precision == "16-mixed" else norm)
         self._last_step = (self.trainer.global_step + 1, finite, self._step_batches)
@@ -150,9 +151,9 @@ class Objective(LightningModule):
     ) -> None:
         if gradient_clip_algorithm == "value":
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        elif gradient_clip_val:  # as Lightning does, with the norm that is known already
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, self._norm)
+        elif gradient_clip_val:  # as torch does, with the norm that is known already
+            gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            torch._foreach_mul_(pieces(gradients), (gradient_clip_val / (self._norm + 1e-6)).clamp(max=1.0))
 
     def on_train_end(self) -> None:
         if self._seen.rows:  # steps since the last flush, where epochs or time end the training

@@ -21,6 +21,7 @@ from alignlab.data import AlignmentData
 from alignlab.data.logps import AnswerLogps, Row, pair_hashes
 from alignlab.errors import InputError
 from alignlab.functional import upcast
+from alignlab.functional.processes import in_pieces
 from alignlab.modules.fingerprints import weights_fingerprint
 from alignlab.modules.parted import evaluating
 from alignlab.objectives.base import gathered
@@ -90,7 +91,8 @@ class FrozenCopy(Reference):
         return [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
 
     def begin(self, trainer: Trainer) -> None:
-        if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy):
+        strategies = FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy
+        if self.kept and (isinstance(trainer.strategy, strategies) or in_pieces(self.backbone)):
             raise InputError(
                 f"{type(self).__name__} exchanges whole weights, which {type(trainer.strategy).__name__} cuts into "
                 "pieces; use Cached, computed by a single process or with ddp"
@@ -241,6 +243,11 @@ class Cached(Reference):
         with self.table.claimed() if trainer.is_global_zero else nullcontext():
             if trainer.strategy.broadcast(self.table.path.exists()):
                 self.table.read()
+            elif in_pieces(self.backbone):  # which all processes have to put together equally often
+                raise InputError(
+                    f"Cached: {self.table.path} is not there, and {type(trainer.strategy).__name__} cuts the weights "
+                    "into pieces; let a training by a single process or with ddp compute it first"
+                )
             else:
                 self.table.fill([row for share in gathered(list(self._rows(trainer))) for row in share])
                 if trainer.is_global_zero:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from alignlab.errors import InputError
 
@@ -19,7 +20,7 @@ def fingerprint(backbone: nn.Module) -> dict[str, int]:
     """A number for each frozen weight, the sum of its raw bits as whole numbers of 64, the same on all devices.
 
     It reads every weight once, on its device, and copies none but those that begin amid 8 bytes. It is blind to numbers
-    that change places within one weight.
+    that change places within one weight. Where weights are cut over processes, every process has to call it.
     """
     return {name: _sum(weight) for name, weight in backbone.named_parameters() if not weight.requires_grad}
 
@@ -68,6 +69,8 @@ def _is_of(key: str, weights: Mapping[str, Tensor]) -> bool:
 
 
 def _sum(weight: Tensor) -> int:
+    if isinstance(weight, DTensor):
+        weight = weight.full_tensor()
     raw = weight.detach().reshape(-1).view(torch.uint8)
     if raw.data_ptr() % WORD or raw.storage_offset() % WORD:  # a piece of a file, say
         raw = raw.clone()
