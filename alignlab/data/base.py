@@ -149,11 +149,13 @@ class AlignmentData(LightningDataModule):
 
         Of a stream the first ``NUM_HEAD`` training examples, for those who only need some.
         """
-        if split == "train" and (stream := self.stream()) is not None:
-            return list(islice(stream.shard(0), NUM_HEAD))
         if self.embeddings is None and self.mined is None:
-            return self.examples(split)
+            return self._indexed(split)
         return Filled(self.examples(split), split, self.embeddings, self.mined)
+
+    def _indexed(self, split: Split) -> Sequence[Example]:
+        stream = self.stream() if split == "train" else None
+        return self.examples(split) if stream is None else list(islice(stream.shard(0), NUM_HEAD))
 
     def check_files(self) -> None:
         """Raise InputError if ``embeddings`` or ``mined`` were not made of these data; looks at a spread sample."""
@@ -179,7 +181,7 @@ class AlignmentData(LightningDataModule):
         With ``unreadable = skip`` those are left out that cannot be read, and ``left_out`` keeps their ids. Pictures
         are then decoded once to find out, and so they are where there is a limit below Pillow's.
         """
-        examples, skip = self.examples(split), self.unreadable == "skip"
+        examples, skip = self._indexed(split), self.unreadable == "skip"
         if not skip and self.max_pixels == MAX_PIXELS:
             return [examples[index] for index in range(min(count, len(examples)))]
         found, left_out = first_readable(examples, count, max_pixels=self.max_pixels, skip=skip)
