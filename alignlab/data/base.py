@@ -206,7 +206,7 @@ class AlignmentData(LightningDataModule):
         if given := [name for name, value in wanted.items() if value is not None]:
             raise InputError(f"{who} streams its training examples, so there is no {', '.join(given)}")
 
-    def batches(self, rank: int, processes: int) -> Order:
+    def batch_order(self, rank: int, processes: int) -> Order:
         """Which training examples a process takes at which step."""
         return ShuffledBatches(
             len(self.examples("train")),
@@ -224,7 +224,7 @@ class AlignmentData(LightningDataModule):
         steps = self.trainer.max_steps if self.trainer else -1
         self.check_training(processes, steps)
         if (stream := self.stream()) is None:
-            examples, order = Indexed(self.readable("train")), self.batches(rank, processes)
+            examples, order = Indexed(self.readable("train")), self.batch_order(rank, processes)
         else:
             # An epoch is as long as the training: Lightning then neither looks for its end nor reads ahead.
             examples = self._streamed(stream, rank, processes)
