@@ -149,11 +149,13 @@ class AlignmentData(LightningDataModule):
 
         Of a stream the first ``NUM_HEAD`` training examples, for those who only need some.
         """
-        if split == "train" and (stream := self.stream()) is not None:
-            return list(islice(stream.shard(0), NUM_HEAD))
         if self.embeddings is None and self.mined is None:
-            return self.examples(split)
+            return self._indexed(split)
         return Filled(self.examples(split), split, self.embeddings, self.mined)
+
+    def _indexed(self, split: Split) -> Sequence[Example]:
+        stream = self.stream() if split == "train" else None
+        return self.examples(split) if stream is None else list(islice(stream.shard(0), NUM_HEAD))
 
     def check_files(self) -> None:
         """Raise InputError if ``embeddings`` or ``mined`` were not made of these data; looks at a spread sample."""
@@ -179,7 +181,7 @@ class AlignmentData(LightningDataModule):
         With ``unreadable = skip`` those are left out that cannot be read, and ``left_out`` keeps their ids. Pictures
         are then decoded once to find out, and so they are where there is a limit below Pillow's.
         """
-        examples, skip = self.examples(split), self.unreadable == "skip"
+        examples, skip = self._indexed(split), self.unreadable == "skip"
         if not skip and self.max_pixels == MAX_PIXELS:
             return [examples[index] for index in range(min(count, len(examples)))]
         found, left_out = first_readable(examples, count, max_pixels=self.max_pixels, skip=skip)
@@ -204,7 +206,7 @@ class AlignmentData(LightningDataModule):
         if given := [name for name, value in wanted.items() if value is not None]:
             raise InputError(f"{who} streams its training examples, so there is no {', '.join(given)}")
 
-    def batches(self, rank: int, processes: int) -> Order:
+    def batch_order(self, rank: int, processes: int) -> Order:
         """Which training examples a process takes at which step."""
         return ShuffledBatches(
             len(self.examples("train")),
@@ -222,7 +224,7 @@ class AlignmentData(LightningDataModule):
         steps = self.trainer.max_steps if self.trainer else -1
         self.check_training(processes, steps)
         if (stream := self.stream()) is None:
-            examples, order = Indexed(self.readable("train")), self.batches(rank, processes)
+            examples, order = Indexed(self.readable("train")), self.batch_order(rank, processes)
         else:
             # An epoch is as long as the training: Lightning then neither looks for its end nor reads ahead.
             examples = self._streamed(stream, rank, processes)

@@ -113,7 +113,7 @@ class DataMixture(AlignmentData):
             raise InputError("DataMixture: no source with a weight has training examples")
         check_size(self._samples(), self.batch_size, processes, type(self).__name__)
 
-    def batches(self, rank: int, processes: int) -> MixedBatches:
+    def batch_order(self, rank: int, processes: int) -> MixedBatches:
         sizes = self._sizes()
         weights = sizes if self.weights is None else self.weights
         total = sum(weights[name] for name in sizes)

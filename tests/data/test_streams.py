@@ -143,6 +143,13 @@ def test_a_stream_needs_an_end_and_a_shard_for_every_reader(tiny_path):
         check({"max_steps": 3}, group_by_length=True)
 
 
+def test_what_only_looks_at_some_training_examples_sees_the_first_shard():
+    data = StreamedScenes(num_train=40)
+    first = [f"train-{number}" for number in range(0, 40, 4)]
+    assert [example.id for example in data.filled("train")] == first
+    assert [example.id for example in data.first("train", 3)] == first[:3]
+
+
 def test_an_interrupted_run_over_a_stream_ends_as_the_uninterrupted_one(tiny_path, tmp_path):
     data = {"class_path": f"{__name__}.StreamedScenes", "init_args": {"num_train": 40, "num_val": 4, "batch_size": 4}}
     config = resolve(
