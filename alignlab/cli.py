@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -37,8 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments, rest = _parse(list(sys.argv[1:] if argv is None else argv))
         return arguments.command(arguments, rest)
     except InputError as error:
-        # A loader's worker sends its whole traceback as the message; the last line on is ours.
-        message = str(error).rpartition("InputError: ")[2].strip()
+        # A loader's worker sends its whole traceback as the message; from our error's name on it is ours.
+        names = "|".join(each.__name__ for each in (InputError, *InputError.__subclasses__()))
+        message = re.split(rf"^[\w.]*\b(?:{names}): ", str(error), flags=re.MULTILINE)[-1].strip()
         print(f"alignlab: error: {message}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -76,7 +76,7 @@ def test_its_table_is_the_catalogue():
 
 
 def test_its_pictures_and_files_exist():
-    for path in re.findall(r"\]\(((?!http)[^)]+)\)", README):
+    for path in re.findall(r"\]\(((?!http|#)[^)]+)\)", README):
         assert (ROOT / path).exists(), path
 
 
