@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from time import perf_counter
+from time import thread_time
 
 import pytest
 
@@ -100,9 +100,9 @@ class TestResolving:
         resolve(FULL)
         seconds = []
         for _ in range(5):
-            start = perf_counter()
+            start = thread_time()
             resolve(FULL)
-            seconds.append(perf_counter() - start)
+            seconds.append(thread_time() - start)
         assert min(seconds) < 0.05
 
     def test_the_module_itself_loads_no_torch(self):
