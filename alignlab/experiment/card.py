@@ -14,7 +14,8 @@ from alignlab.backbones import Backbone, DualEncoder, Encoder
 from alignlab.backbones.composed import ComposedTowers
 from alignlab.data import Scenes
 from alignlab.errors import InputError
-from alignlab.experiment.catalogue import find, kind_called
+from alignlab.experiment.catalogue import find, kind_called, own_sources
+from alignlab.experiment.commands import file_sources
 from alignlab.experiment.config import Experiment, dump
 from alignlab.experiment.loading import how_to_ask, how_to_load
 from alignlab.experiment.reading import read
@@ -247,10 +248,10 @@ def _reproduce(run: Run) -> str:
         f"alignlab evaluate . --config {CONFIG} --output runs/judged    # judge what is here",
         "bash",
     )
-    own = run.config["python_path"]
+    own = [*own_sources(run.config), *file_sources(run.config)]
     git = run.versions["git"]["commit"]
     lines = [command, f"`{CONFIG}` is the whole config, resolved; its relative paths are those of where it ran."]
-    lines += [f"It names classes or scripts of its own, in {', '.join(own)}, which are not in here."] if own else []
+    lines += [f"It names modules or commands of its own, which are not in here: {', '.join(own)}."] if own else []
     lines += [f"The directory it ran in was at git commit {git}."] if git else []
     return "\n\n".join(lines)
 

@@ -74,6 +74,15 @@ def test_the_card_says_what_how_and_how_well(exported):
     assert json.loads((exported[0] / "versions.json").read_text())["packages"]["peft"] in text
 
 
+def test_only_of_modules_of_ones_own_it_says_that_they_are_not_in_it(exported, config, tmp_path):
+    assert "of its own" not in card(exported[1])[1]
+    (tmp_path / "own_mle.py").write_text("from alignlab.objectives import MLE\n\n\nclass OwnMLE(MLE):\n    pass\n")
+    own = {**config, "objective": "own_mle.OwnMLE", "evaluators": [], "python_path": [str(tmp_path)]}
+    run(resolve(own), tmp_path / "run")
+    export(tmp_path / "run", tmp_path / "out")
+    assert "not in here: own_mle." in card(tmp_path / "out")[1] and str(tmp_path) not in card(tmp_path / "out")[1]
+
+
 def test_its_code_loads_and_asks_without_alignlab_as_alignlab_does(exported, tmp_path):
     load, use = re.findall(r"```python\n(.*?)```", card(exported[1])[1], re.S)[:2]
     code = load.replace('folder = "."', f"folder = {str(exported[1])!r}") + use
