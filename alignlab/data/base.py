@@ -206,6 +206,10 @@ class AlignmentData(LightningDataModule):
         if given := [name for name, value in wanted.items() if value is not None]:
             raise InputError(f"{who} streams its training examples, so there is no {', '.join(given)}")
 
+    def epoch_size(self, num_train: int) -> int:
+        """How many examples an epoch has, of all processes, where there are so many training examples."""
+        return num_train
+
     def batch_order(self, rank: int, processes: int) -> Order:
         """Which training examples a process takes at which step."""
         return ShuffledBatches(
