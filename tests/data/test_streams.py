@@ -137,6 +137,8 @@ def test_a_stream_needs_an_end_and_a_shard_for_every_reader(tiny_path):
     check({"max_steps": 3})
     with pytest.raises(InputError, match="StreamedScenes streams .*no end; set trainer.max_steps"):
         check({"max_epochs": 1})
+    with pytest.raises(InputError, match="StreamedScenes streams .*no limit_train_batches"):
+        check({"max_steps": 3, "limit_train_batches": 2})
     with pytest.raises(InputError, match=r"4 shard.s. for 1 process.es. with 5 worker.s.*num_workers to at most 4"):
         check({"max_steps": 3}, num_workers=5)
     with pytest.raises(InputError, match="streams its training examples, so there is no group_by_length"):
