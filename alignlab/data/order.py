@@ -216,5 +216,6 @@ class StepNumbers:
         return self.count
 
     def __iter__(self) -> Iterator[list[int]]:
+        # Not before the first number is asked for: a loader with workers makes two iterators, and reads the second.
         first, self.start = self.start, 0
-        return ([number] for number in range(first, self.count))
+        yield from ([number] for number in range(first, self.count))
