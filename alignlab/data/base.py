@@ -21,7 +21,7 @@ from alignlab.data.mined import Mined
 from alignlab.data.order import Order, ShuffledBatches, SourceBatches, StepNumbers, check_size
 from alignlab.data.readable import Readable, first_readable
 from alignlab.data.stream import Stream
-from alignlab.data.streaming import Streamed, check_readers
+from alignlab.data.streaming import Streamed, check_readers, check_unlimited
 from alignlab.errors import InputError
 
 Split = Literal["train", "val", "test", "compositional"]
@@ -206,6 +206,10 @@ class AlignmentData(LightningDataModule):
         if given := [name for name, value in wanted.items() if value is not None]:
             raise InputError(f"{who} streams its training examples, so there is no {', '.join(given)}")
 
+    def epoch_size(self, num_train: int) -> int:
+        """How many examples an epoch has, of all processes, where there are so many training examples."""
+        return num_train
+
     def batch_order(self, rank: int, processes: int) -> Order:
         """Which training examples a process takes at which step."""
         return ShuffledBatches(
@@ -226,6 +230,7 @@ class AlignmentData(LightningDataModule):
         if (stream := self.stream()) is None:
             examples, order = Indexed(self.readable("train")), self.batch_order(rank, processes)
         else:
+            check_unlimited(self.trainer.limit_train_batches, who=type(self).__name__)
             # An epoch is as long as the training: Lightning then neither looks for its end nor reads ahead.
             examples = self._streamed(stream, rank, processes)
             order = StepNumbers(steps * self.trainer.accumulate_grad_batches)

@@ -121,11 +121,11 @@ class Karpathy(Captions):
         names = [record.name for record in records]
         if len(set(names)) < len(names):
             raise InputError(f"{path}: two of its {len(names)} images have one filename")
+        used = [record for record in records if restval or record.split != "restval"]
         by_split: defaultdict[Split, list[str]] = defaultdict(list)
-        for record in records:
-            if restval or record.split != "restval":
-                by_split[KARPATHY[record.split]].append(record.name)
-        self.hold(records, _places(names, by_split))
+        for record in used:
+            by_split[KARPATHY[record.split]].append(record.name)
+        self.hold(used, _places([record.name for record in used], by_split))
 
 
 class Flickr30k(Captions):

@@ -133,4 +133,6 @@ def _content(example: Example) -> bytes:
 def _picture(part: Image.Image | Path | PictureBytes) -> bytes:
     if isinstance(part, PictureBytes):
         return part.content
-    return part.read_bytes() if isinstance(part, Path) else part.tobytes()
+    if isinstance(part, Path):
+        return part.read_bytes() if part.is_file() else b""  # one that is missing may be skipped
+    return part.tobytes()

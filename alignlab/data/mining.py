@@ -4,12 +4,12 @@ import hashlib
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from alignlab.batch import Content, Example
+from alignlab.batch import Content, Example, Part, PictureBytes
 from alignlab.data.identity import target_hash
 from alignlab.data.teachers import BackboneTeacher
 from alignlab.errors import InputError
@@ -258,11 +258,15 @@ def embed_examples(
 
 
 def _key(content: Content) -> Hashable:
-    """What is equal where contents are; a decoded picture is known by its pixels."""
-    return tuple(
-        hashlib.blake2b(part.tobytes(), digest_size=16).digest() if isinstance(part, Image.Image) else str(part)
-        for part in content
-    )
+    """What is equal where contents are; a picture without a file of its own is known by its pixels or its bytes."""
+    return tuple(map(_known, content))
+
+
+def _known(part: Part) -> Hashable:
+    if isinstance(part, str | Path):
+        return str(part)
+    pixels = part.content if isinstance(part, PictureBytes) else part.tobytes()
+    return hashlib.blake2b(pixels, digest_size=16).digest()
 
 
 def _numbered(keys: Iterable[Hashable]) -> Tensor:

@@ -113,6 +113,9 @@ class DataMixture(AlignmentData):
             raise InputError("DataMixture: no source with a weight has training examples")
         check_size(self._samples(), self.batch_size, processes, type(self).__name__)
 
+    def epoch_size(self, num_train: int) -> int:
+        return num_train if self.num_samples is None else self.num_samples
+
     def batch_order(self, rank: int, processes: int) -> MixedBatches:
         sizes = self._sizes()
         weights = sizes if self.weights is None else self.weights

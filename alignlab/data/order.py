@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Protocol
 
 import torch
@@ -179,7 +180,9 @@ class MixedBatches:
 
 
 class SourceBatches:
-    """All examples of several sources once, in order, each batch of one source.
+    """All examples of several sources once, each batch of one source.
+
+    The first batch of each source comes first, then the second ones, so the first ones are of all sources.
 
     Args:
         sizes: Of the sources, in their order.
@@ -192,11 +195,10 @@ class SourceBatches:
         return sum(math.ceil(size / self.batch_size) for size in self.sizes)
 
     def __iter__(self) -> Iterator[list[int]]:
-        first = 0
-        for size in self.sizes:
-            for start in range(first, first + size, self.batch_size):
-                yield list(range(start, min(start + self.batch_size, first + size)))
-            first += size
+        whole = range(sum(self.sizes))
+        own = [whole[end - size : end] for end, size in zip(accumulate(self.sizes), self.sizes, strict=True)]
+        for start in range(0, max(self.sizes, default=0), self.batch_size):
+            yield from (list(part[start : start + self.batch_size]) for part in own if start < len(part))
 
 
 class StepNumbers:
@@ -214,5 +216,6 @@ class StepNumbers:
         return self.count
 
     def __iter__(self) -> Iterator[list[int]]:
+        # Not before the first number is asked for: a loader with workers makes two iterators, and reads the second.
         first, self.start = self.start, 0
-        return ([number] for number in range(first, self.count))
+        yield from ([number] for number in range(first, self.count))

@@ -1,7 +1,8 @@
 """readable: examples with their pictures decoded, and what stands in for one that has a picture nobody can read."""
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 from PIL import Image, ImageFile
@@ -49,11 +50,9 @@ class Readable(Sequence[Example]):
         return self.find(range(len(self))[index]).example
 
     def find(self, index: int, taken: Container[int] = ()) -> Found:
-        """The example at an index, or what stands in for it, which is none of those that are ``taken``."""
+        """The example at an index, or what stands in for it: one that is ``taken`` only where no other can be read."""
         skipped: list[str] = []
-        for place in (*range(index, len(self)), *range(index)):
-            if place != index and place in taken:
-                continue
+        for place in self._places(index, taken):  # one by one: of millions, the first one is mostly enough
             name = f"at {place}"
             try:
                 example = self.examples[place]
@@ -64,6 +63,12 @@ class Readable(Sequence[Example]):
                     raise UnreadablePicture(f"example {name!r}: {error}") from None
                 skipped.append(name)
         raise InputError(f"none of {len(self)} examples of a split can be read: {', '.join(skipped[:3])}, ...")
+
+    def _places(self, index: int, taken: Container[int]) -> Iterator[int]:
+        yield index
+        others = range(index + 1, len(self)), range(index)
+        yield from (place for place in chain(*others) if place not in taken)
+        yield from (place for place in chain(*others) if place in taken)
 
 
 def decoded(example: Example, max_pixels: int) -> Example:

@@ -43,6 +43,15 @@ def check_readers(stream: Stream, processes: int, workers: int, max_steps: int, 
         )
 
 
+def check_unlimited(limit_train_batches: float | None, *, who: str) -> None:
+    """Raise InputError if epochs are cut: each would read the first batches of the stream again."""
+    if limit_train_batches not in (None, 1.0) or isinstance(limit_train_batches, int):
+        raise InputError(
+            f"{who} streams its training examples, whose one epoch lasts as long as the training, so there is no "
+            "limit_train_batches; trainer.max_steps says where it ends"
+        )
+
+
 def endless(stream: Stream, reader: Reader, *, seed: int, buffer: int) -> Iterator[Example]:
     """A reader's examples: in every pass its share of the shards, which are dealt out in a new order.
 

@@ -32,7 +32,9 @@ class WebDataset(AlignmentData):
         000000.tar: 000000001.jpg, 000000001.txt, 000000001.json, 000000002.jpg, ...
 
     Neighbouring members whose names are the same up to the first dot are one sample: a picture (jpg, jpeg, png or
-    webp), and its caption in a ``txt`` or in a field of a ``json``. Other members, pickles among them, are not read.
+    webp), and its caption in a ``txt`` or in a field of a ``json``. Other members, pickles among them, are not read,
+    nor those whose name begins with a dot or has none. With ``unreadable = skip`` a sample may lack its picture, and is
+    skipped.
     The training shards are read in order, each from its beginning to its end; of them, the first 1000 samples can be
     indexed, too, to be looked at, if they are not compressed. Shards for validation and evaluation are indexed whole.
     All shards have to be there at the start, and the first sample of each split has to be whole; the others are checked
@@ -101,10 +103,10 @@ class WebDataset(AlignmentData):
     def _example(self, shard: Path, key: str, members: Mapping[str, bytes]) -> Example:
         where = f"{shard}, {key}"
         kind = next((kind for kind in PICTURES if kind in members), None)
-        if kind is None:
+        if kind is None and self.unreadable == "stop":
             raise InputError(f"{where}: it has no picture ({', '.join(PICTURES)}), only {', '.join(members)}")
         said = self._said(members, where)
-        picture = PictureBytes(members[kind], f"{where}.{kind}")
+        picture = PictureBytes(b"" if kind is None else members[kind], f"{where}.{kind or PICTURES[0]}")
         return Example.answering(
             f"{shard.name.partition('.')[0]}/{key}",
             picture,
@@ -163,6 +165,8 @@ def _grouped(shard: Path, kinds: Sequence[str], *, indexed: bool = False) -> Ite
                 if not member.isfile():
                     continue
                 key, kind = _named(member.name)
+                if key.endswith("/") or not key or not kind:  # like ._1.jpg or README, of which webdataset reads none
+                    continue
                 if key != now and members:
                     yield now, members
                     members = {}

@@ -194,6 +194,8 @@ def _examples(run: Run) -> str:
     if run.experiment is None:
         return "What it was trained on was not there any more when this was written."
     try:
+        if run.experiment.data.stream() is not None:
+            return "The training examples were streamed, so they were not counted."
         number = len(run.experiment.data.examples("train"))
     except InputError:
         return "What it was trained on was not there any more when this was written."

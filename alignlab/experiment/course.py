@@ -16,10 +16,10 @@ class Course:
     """The length of a training, and what it is made of.
 
     Args:
-        splits: Examples by split.
+        splits: Examples by split; without train, where it is streamed.
         steps: Of the optimizer; None: time alone ends it.
         samples: A step, of all processes.
-        epochs: None as steps.
+        epochs: None as steps, or where a stream has no epochs.
         accumulate: Micro-batches of a process and step.
     """
 
@@ -40,19 +40,24 @@ def course_of(experiment: Experiment, num_train: int) -> Course:
     settings, data = experiment.trainer, experiment.data
     processes = Trainer(**settings, logger=False, enable_checkpointing=False, enable_progress_bar=False).world_size
     accumulate = settings["accumulate_grad_batches"]
-    batches = _limited(num_train // (data.batch_size * processes), settings["limit_train_batches"])
+    size, streamed = data.epoch_size(num_train), data.stream() is not None
+    batches = _limited(size // (data.batch_size * processes), settings["limit_train_batches"])
     an_epoch = math.ceil(batches / accumulate)
     bounds = [settings["max_steps"]] if settings["max_steps"] >= 0 else []
-    if settings["max_epochs"] not in (None, -1):
+    if settings["max_epochs"] not in (None, -1) and not streamed:
         bounds.append(settings["max_epochs"] * an_epoch)
     elif not bounds and settings["max_epochs"] is None and settings["max_time"] is None:
         bounds.append(EPOCHS * an_epoch)
     steps = min(bounds, default=None)
     return Course(
-        splits={split: num_train if split == "train" else len(data.examples(split)) for split in data.splits},
+        splits={
+            split: num_train if split == "train" else len(data.examples(split))
+            for split in data.splits
+            if not (streamed and split == "train")
+        },
         steps=steps,
         samples=data.batch_size * processes * accumulate,
-        epochs=None if steps is None else steps / max(an_epoch, 1),
+        epochs=None if steps is None or streamed else steps / max(an_epoch, 1),
         accumulate=accumulate,
         processes=processes,
     )

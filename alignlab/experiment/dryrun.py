@@ -138,7 +138,10 @@ def _course_rows(told: Estimate) -> Iterator[tuple[str, str]]:
     yield "samples a step", f"{course.samples:,} = {a_step}"
     if course.steps is not None:
         samples = course.steps * course.samples
-        yield "steps, epochs", f"{course.steps:,}, {course.epochs:.2f}"
+        if course.epochs is None:
+            yield "steps", f"{course.steps:,}"
+        else:
+            yield "steps, epochs", f"{course.steps:,}, {course.epochs:.2f}"
         yield "samples, tokens", f"{samples:,}, {samples * makeup.tokens:.3g}"
 
 

@@ -15,6 +15,7 @@ from alignlab.backbones.batching import Batching
 from alignlab.backbones.running import check_running
 from alignlab.data.base import AlignmentData, check_supplies
 from alignlab.data.order import check_size
+from alignlab.data.streaming import check_unlimited
 from alignlab.errors import InputError
 from alignlab.evaluation import Evaluator
 from alignlab.experiment.config import Experiment, instantiate
@@ -165,6 +166,8 @@ def _check_sizes(
             check_size(size, to_be_built["init_args"].get("batch_size", 1), processes, to_be_built["class_path"])
     elif trains:
         data.check_training(processes, experiment.trainer["max_steps"])
+        if data.stream() is not None:
+            check_unlimited(experiment.trainer["limit_train_batches"], who=type(data).__name__)
     for evaluator in experiment.evaluators:
         judged = evaluator.judged(data)
         if judged is not data or to_be_built is None:

@@ -273,7 +273,9 @@ class Cached(Reference):
                 examples = self.data.readable(split)
                 size, processes = self.data.batch_size, trainer.world_size
                 for start in range(trainer.global_rank * size, len(examples), processes * size):
-                    part = [examples[i] for i in range(start, min(start + size, len(examples)))]
+                    readable = [examples.find(i) for i in range(start, min(start + size, len(examples)))]
+                    if not (part := [each.example for each in readable if not each.skipped]):
+                        continue  # what stands in for others has a row of its own
                     batch = self.backbone.encoder.batch(part, ("conversation", "rejected")).to(self.backbone.device)
                     answers = self.backbone.answers(batch.conversation, batch.rejected, batch.prompt_lengths)
                     features = self.backbone.features(batch.conversation)

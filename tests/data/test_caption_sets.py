@@ -49,6 +49,8 @@ def test_karpathy_s_split_is_kept_and_restval_is_trained_on(folder):
     assert found == {"train": {0, 1, 4}, "val": {2}, "test": {3, 5}}
     without = karpathy(folder, per="picture", restval=False)
     assert {int(id[-16:-4]) for id in of(without, "train")} == {0, 4}
+    (folder / "val2014" / NAMES[1]).unlink()  # of restval
+    assert len(of(karpathy(folder, per="picture", restval=False), "train")) == 2
 
 
 def test_a_picture_has_all_its_captions_and_each_caption_is_a_training_example(folder):

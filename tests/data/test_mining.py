@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from drawing_files import encoded
 
 from alignlab import InputError
 from alignlab.backbones import Backbone
+from alignlab.batch import Example, PictureBytes
 from alignlab.data import Scenes
 from alignlab.data.mined import Mined
 from alignlab.data.mining import Filter, audit, embed_examples, mine
@@ -288,3 +290,11 @@ def test_what_is_printed_shows_queries_negatives_and_the_filters_worth(mined, ca
     shown = " ".join(capsys.readouterr().out.split())
     for text in ("train-0: [picture]", "what was mined", "recall of the filter", "dropped for the same group"):
         assert text in shown
+
+
+def test_a_picture_that_lies_in_several_rows_of_a_table_is_one_query(tiny_backbone):
+    rows = [
+        Example(str(n), query=(PictureBytes(encoded(n // 2), f"of row {n}"),), target=(f"said {n}",)) for n in range(4)
+    ]
+    found = embed_examples(BackboneTeacher(tiny_backbone, "tiny"), "train", rows, batch_size=4)
+    assert found.same["query"].tolist() == [0, 0, 1, 1]

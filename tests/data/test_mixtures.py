@@ -84,10 +84,11 @@ def test_a_source_of_no_weight_is_never_drawn():
 
 
 def test_validation_batches_are_of_one_source_and_hold_everything():
-    assert list(SourceBatches((5, 3), 4)) == [[0, 1, 2, 3], [4], [5, 6, 7]] and len(SourceBatches((5, 3), 4)) == 3
+    assert list(SourceBatches((5, 0, 3), 4)) == [[0, 1, 2, 3], [5, 6, 7], [4]] and len(SourceBatches((5, 3), 4)) == 3
     batches = list(mixed().val_dataloader())
     assert [len(set(batch.sources)) for batch in batches] == [1] * 4
-    assert [len(batch) for batch in batches] == [4, 2, 4, 1]
+    assert [len(batch) for batch in batches] == [4, 4, 2, 1]
+    assert {batch.sources[0] for batch in batches[:2]} == {"one", "two"}  # with limit_val_batches = 2, say
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from alignlab import InputError
-from alignlab.batch import Example
+from alignlab.batch import Batch, Example
 from alignlab.data import Stream
+from alignlab.data.loaders import ResumableLoader
+from alignlab.data.order import StepNumbers
 from alignlab.data.scenes import Scenes
 from alignlab.data.streaming import Reader, Streamed, endless
 from alignlab.experiment.config import resolve
@@ -45,6 +47,10 @@ class StreamedScenes(Scenes):
 
     def stream(self):
         return LabStream(super().examples("train"))
+
+
+def ids_of(examples):
+    return Batch(tuple(example.id for example in examples))
 
 
 def read(reader, *, count, seed=0, buffer=4):
@@ -107,6 +113,19 @@ def test_a_stream_goes_on_at_any_batch_exactly(workers):
     assert all(len(batch) == 2 for batch in whole)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_of_a_stream_goes_on_at_the_batch_it_was_stopped_at(workers):
+    def loader():
+        data = StreamedScenes(num_train=40, batch_size=2, num_workers=workers, shuffle_buffer=4)
+        data.connect(ids_of)
+        streamed = data._streamed(data.stream(), 0, 1)
+        return ResumableLoader(streamed, batch_sampler=StepNumbers(9), **data._settings())
+
+    whole, again = list(loader()), loader()
+    again.load_state_dict({"handed_out": 4})
+    assert list(again) == whole[4:]
+
+
 def test_going_on_decodes_no_picture_of_what_was_read_before():
     order = read(Reader(0, 1), count=40)
     bad = next(place for place, id in enumerate(order) if id.endswith("3"))
@@ -137,6 +156,8 @@ def test_a_stream_needs_an_end_and_a_shard_for_every_reader(tiny_path):
     check({"max_steps": 3})
     with pytest.raises(InputError, match="StreamedScenes streams .*no end; set trainer.max_steps"):
         check({"max_epochs": 1})
+    with pytest.raises(InputError, match="StreamedScenes streams .*no limit_train_batches"):
+        check({"max_steps": 3, "limit_train_batches": 2})
     with pytest.raises(InputError, match=r"4 shard.s. for 1 process.es. with 5 worker.s.*num_workers to at most 4"):
         check({"max_steps": 3}, num_workers=5)
     with pytest.raises(InputError, match="streams its training examples, so there is no group_by_length"):

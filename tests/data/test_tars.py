@@ -87,6 +87,27 @@ def test_a_broken_picture_is_met_when_it_is_decoded(shards):
         open_image(broken.images[0])
 
 
+def test_a_sample_without_its_picture_is_skipped_and_counted_where_the_setting_says_so(shards):
+    pack(shards / "00000.tar", {"0": sample(0), "1": sample(1, jpg=None), "2": sample(2)})
+    data = WebDataset(path=str(shards / "00000.tar"), unreadable="skip")
+    place = {"seed": 0, "first": 0, "num_readers": 1, "num_workers": 1, "buffer": 1}
+    chosen = Streamed(data.stream(), batch_size=2, max_pixels=10_000, skip=True, **place).__getitems__([0])
+    assert [example.id for example in chosen.examples] == ["00000/0", "00000/2"] and chosen.skipped == ("00000/1",)
+    _, lacking, _ = data.examples("train")
+    with pytest.raises(InputError, match="00000.tar, 1.jpg is not a picture"):
+        open_image(lacking.images[0])
+
+
+def test_members_that_webdataset_leaves_out_are_no_samples(shards):
+    """As macOS and people leave them in tar files: ._1.jpg, README."""
+    pack(shards / "00000.tar", {"a/._1": {"jpg": b"\0"}, "a/1": sample(1)})
+    with tarfile.open(shards / "00000.tar", "a") as tar:
+        tar.addfile(tarfile.TarInfo("a/README"))
+    data = WebDataset(path=str(shards / "00000.tar"))
+    assert [example.id for example in data.stream().shard(0)] == ["00000/a/1"]
+    assert [example.id for example in data.examples("train")] == ["00000/a/1"]
+
+
 def test_a_broken_picture_of_a_stream_is_skipped_and_counted(shards):
     pack(shards / "00000.tar", {"0": sample(0), "1": sample(1, jpg=b"<html>"), "2": sample(2)})
     stream = WebDataset(path=str(shards / "00000.tar")).stream()

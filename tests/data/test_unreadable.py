@@ -1,15 +1,17 @@
 """Pictures that are missing, corrupt or too large: they stop, or are skipped and counted, by setting."""
 
 import json
+import time
 import warnings
+from collections.abc import Sequence
 
 import pytest
 from PIL import Image
 
 from alignlab import InputError
-from alignlab.batch import Batch
+from alignlab.batch import Batch, Example
 from alignlab.data import LlavaPairs
-from alignlab.data.readable import decoded
+from alignlab.data.readable import Readable, decoded
 from alignlab.evaluation import Retrieval
 from alignlab.experiment.config import resolve
 from alignlab.experiment.run import run
@@ -85,6 +87,29 @@ def test_the_next_readable_example_stands_in_and_none_comes_twice_in_a_batch(mak
     assert list(again.train_dataloader()) == batches
     stand_in = data.readable("train")[order.index("3")].id
     assert stand_in == next(id for id in order[order.index("3") + 1 :] + order if id not in BROKEN)
+
+
+def test_an_example_of_millions_is_found_as_fast_as_one_of_few():
+    class Millions(Sequence):
+        def __len__(self):
+            return 10**8
+
+        def __getitem__(self, index):
+            return Example(str(index), query=("a word",))
+
+    started = time.perf_counter()
+    assert Readable(Millions(), max_pixels=1, skip=False)[7].id == "7"
+    assert time.perf_counter() - started < 0.5
+
+
+def test_where_a_batch_holds_all_examples_one_of_them_stands_in_and_is_no_reason_to_stop(make):
+    data = make(unreadable="skip", batch_size=24)
+    data.connect(_encoded)
+    (batch,) = data.train_dataloader()
+    assert len(batch.ids) == 24 and not set(BROKEN) & set(batch.ids) and set(batch.skipped) == set(BROKEN)
+    held_out = make(unreadable="skip", batch_size=24, val_fraction=0.9)
+    held_out.connect(_encoded)
+    assert [len(batch.ids) for batch in held_out.val_dataloader()] == [22]
 
 
 def test_going_on_inside_an_epoch_is_exact_where_pictures_are_skipped(make):

@@ -1,12 +1,16 @@
 """What a dry run says, against what is measured of the whole thing."""
 
+import tarfile
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import pytest
+from drawing_files import encoded
 
 from alignlab.backbones import locate
 from alignlab.experiment.config import instantiate, resolve
+from alignlab.experiment.course import course_of
 from alignlab.experiment.estimate import estimate
 from alignlab.experiment.parameters import parameters_of
 from alignlab.experiment.probing import made, probe
@@ -52,3 +56,18 @@ def test_few_layers_tell_of_a_deeper_model_within_two_percent(tmp_path, adapter,
     counts = parameters_of(made(replace(experiment, backbone=fresh)))
     assert told.parameters == counts and (counts["total"], counts["trained"]) == (whole.parameters, whole.trained)
     assert "straight line to 6+4" in told.notes[0]
+
+
+def test_an_epoch_of_a_mixture_is_as_long_as_it_says_and_a_stream_has_none(tiny_path, tmp_path):
+    sources = {name: {"class_path": "Scenes", "init_args": {"num_train": 16, "num_val": 4}} for name in ("a", "b")}
+    mixture = {"class_path": "DataMixture", "init_args": {"sources": sources, "num_samples": 8, "batch_size": 4}}
+    course = course_of(experiment_of(tiny_path, data=mixture, trainer={"max_epochs": 2, "accelerator": "cpu"}), 32)
+    assert (course.steps, course.epochs, course.splits["train"]) == (4, 2.0, 32)
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for name, content in (("0.png", encoded(0)), ("0.txt", b"said")):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, BytesIO(content))
+    shards = {"class_path": "WebDataset", "init_args": {"path": str(tmp_path / "0.tar"), "batch_size": 1}}
+    course = course_of(experiment_of(tiny_path, data=shards), 1)
+    assert (course.steps, course.epochs) == (2, None) and "train" not in course.splits

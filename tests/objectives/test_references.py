@@ -3,11 +3,13 @@
 import copy
 import gc
 import os
+import warnings
 import weakref
 from types import SimpleNamespace
 
 import pytest
 import torch
+from drawing_files import draw, write_lines
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import FSDPStrategy
@@ -21,7 +23,7 @@ from alignlab.adapters import Full, PLoRA, adapter_parameters, adapters_off, has
 from alignlab.backbones import Backbone
 from alignlab.backbones.tiny import give_tokenizer
 from alignlab.certificate.children import run_children
-from alignlab.data import Scenes
+from alignlab.data import Preferences, Scenes
 from alignlab.data.logps import AnswerLogps
 from alignlab.functional import preference
 from alignlab.objectives import AdaptersOff, Cached, Free, FrozenCopy, Optimization, SeVa
@@ -225,6 +227,24 @@ def test_cached_logps_are_those_of_a_live_reference_and_computed_once(tiny_path,
     written = file.stat().st_mtime_ns
     fitted(training(tiny_path, tmp_path, seed=1), steps=2)  # another seed and budget, the same start
     assert file.stat().st_mtime_ns == written and len(list(tmp_path.glob("*.safetensors"))) == 1
+
+
+def test_examples_that_cannot_be_read_have_no_cached_logps(tiny_path, tmp_path):
+    draw(tmp_path, *(f"{number}.png" for number in range(8)))
+    (tmp_path / "3.png").write_bytes(b"no picture")
+    rows = [
+        {"id": str(n), "image": f"{n}.png", "prompt": "what?", "chosen": f"answer {n}", "rejected": "a lie"}
+        for n in range(8)
+    ]
+    path = str(write_lines(tmp_path / "pairs.jsonl", rows))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        data = Preferences(path=path, val_fraction=0.0, batch_size=4, unreadable="skip")
+    (tmp_path / "5.png").unlink()
+    objective = training(tiny_path, tmp_path / "cache")
+    Trainer(max_steps=2, logger=False, enable_progress_bar=False, enable_model_summary=False,
+            enable_checkpointing=False).fit(objective, datamodule=data)  # fmt: skip
+    assert sorted(objective.reference.table.rows) == ["0", "1", "2", "4", "6", "7"]
 
 
 def test_cached_logps_of_something_else_are_refused(tiny_path, tmp_path):
