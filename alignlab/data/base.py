@@ -280,3 +280,17 @@ def check_supplies(who: str, requires: Sequence[str], data: AlignmentData | type
             f"{who} requires {', '.join(requires)}, but {whose} supplies {', '.join(data.supplies) or 'nothing'}; "
             f"it lacks {', '.join(missing)}"
         )
+
+
+def check_listed(who: str, data: AlignmentData) -> None:
+    """Raise InputError where not all examples of data can be gone through, each by its own id."""
+    whose = type(data).__name__
+    if data.stream() is not None:
+        raise InputError(f"{who} goes through all training examples, but {whose} streams them; give it some as a set")
+    if data.sources:
+        raise InputError(
+            f"{who} goes through the examples of one data set, but {whose} has those of {', '.join(data.sources)}; "
+            "do it for each of them, which takes the file for itself"
+        )
+    if data.unreadable == "skip":
+        raise InputError(f"{who} needs every example, so {whose} cannot skip any; set data.unreadable to stop")

@@ -55,32 +55,41 @@ def check_unlimited(limit_train_batches: float | None, *, who: str) -> None:
 def endless(stream: Stream, reader: Reader, *, seed: int, buffer: int) -> Iterator[Example]:
     """A reader's examples: in every pass its share of the shards, which are dealt out in a new order.
 
+    A pass is given to its end before the next one begins, so an example can stand twice in a batch only where two
+    passes meet.
+
     Args:
-        buffer: Examples among which the next one is drawn; it is filled before the first one comes.
+        buffer: Examples among which the next one is drawn; it is filled before the first one of a pass comes.
     """
     chance = Random(f"{seed} {reader.number} {reader.of}")
+    turn, empty = 0, 0
+    while empty < stream.num_shards:
+        found = False
+        for example in _shuffled(_in_order(stream, reader, seed, turn), buffer, chance):
+            found = True
+            yield example
+        turn, empty = turn + 1, 0 if found else empty + 1
+    raise InputError(f"a stream of {stream.num_shards} shards gave no example in {empty} passes")
+
+
+def _shuffled(examples: Iterator[Example], buffer: int, chance: Random) -> Iterator[Example]:
     kept: list[Example] = []
-    for example in _in_order(stream, reader, seed):
+    for example in examples:
         if len(kept) < buffer:
             kept.append(example)
         else:
             place = chance.randrange(buffer)
             yield kept[place]
             kept[place] = example
+    chance.shuffle(kept)
+    yield from kept
 
 
-def _in_order(stream: Stream, reader: Reader, seed: int) -> Iterator[Example]:
-    turn, empty = 0, 0
-    while empty < stream.num_shards:
-        generator = torch.Generator().manual_seed(hash((seed, turn)) % 2**63)
-        shards = torch.randperm(stream.num_shards, generator=generator).tolist()
-        found = False
-        for shard in shards[reader.number :: reader.of]:
-            for example in stream.shard(shard):
-                found = True
-                yield example
-        turn, empty = turn + 1, 0 if found else empty + 1
-    raise InputError(f"a stream of {stream.num_shards} shards gave no example in {empty} passes")
+def _in_order(stream: Stream, reader: Reader, seed: int, turn: int) -> Iterator[Example]:
+    generator = torch.Generator().manual_seed(hash((seed, turn)) % 2**63)
+    shards = torch.randperm(stream.num_shards, generator=generator).tolist()
+    for shard in shards[reader.number :: reader.of]:
+        yield from stream.shard(shard)
 
 
 class Streamed(Dataset):

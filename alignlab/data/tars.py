@@ -105,7 +105,12 @@ class WebDataset(AlignmentData):
         kind = next((kind for kind in PICTURES if kind in members), None)
         if kind is None and self.unreadable == "stop":
             raise InputError(f"{where}: it has no picture ({', '.join(PICTURES)}), only {', '.join(members)}")
-        said = self._said(members, where)
+        try:
+            said = self._said(members, where)
+        except InputError:
+            if self.unreadable == "stop":
+                raise
+            said, kind = "-", None  # skipped, as one that has no picture
         picture = PictureBytes(b"" if kind is None else members[kind], f"{where}.{kind or PICTURES[0]}")
         return Example.answering(
             f"{shard.name.partition('.')[0]}/{key}",

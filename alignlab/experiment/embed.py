@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 from safetensors import SafetensorError, safe_open
 
 from alignlab.batch import Content
-from alignlab.data.base import AlignmentData, check_supplies
+from alignlab.data.base import AlignmentData, check_listed, check_supplies
 from alignlab.data.embeddings import head
 from alignlab.data.identity import fingerprint_of, id_hash, target_hash, words
 from alignlab.data.teachers import Teacher
@@ -43,6 +43,7 @@ def embed(
         raise InputError(f"--batch_size must be at least 1, got {batch_size}")
     experiment = instantiate({**config, "stages": {}})
     check_supplies("alignlab embed", ("target",), experiment.data)
+    check_listed("alignlab embed", experiment.data)
     teacher = teacher_named(model, experiment)
     examples = Targets(experiment.data, on_progress)
     fingerprint = fingerprint_of([*examples.targets, int(teacher.fingerprint, 16)])

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from alignlab.batch import Content, Example
-from alignlab.data.base import Split, check_supplies
+from alignlab.data.base import Split, check_listed, check_supplies
 from alignlab.data.identity import fingerprint_of
 from alignlab.data.mined import FORMAT, VERSION, Mined
 from alignlab.data.mining import Audit, Embedded, Filter, Found, audit, embed_examples, mine
@@ -82,6 +82,7 @@ def mine_data(
     Filter(settings.margin, settings.ratio)
     experiment = instantiate({**config, "stages": {}})
     check_supplies("alignlab mine", ("query", "target"), experiment.data)
+    check_listed("alignlab mine", experiment.data)
     teacher = BackboneTeacher(backbone_named(model, experiment), model)
     splits = {split: experiment.data.examples(split) for split in SPLITS}
     provenance = {

@@ -52,7 +52,7 @@ def teacher_named(name: str, experiment: Experiment) -> Teacher:
 
 def data_in_words(config: Mapping[str, Any]) -> str:
     """The data of a config with the settings that say which, not how they are loaded."""
-    ways = ("batch_size", "num_workers", "embeddings", "mined")
+    ways = ("batch_size", "num_workers", "group_by_length", "shuffle_buffer", "embeddings", "mined")
     settings = {name: value for name, value in config["data"]["init_args"].items() if name not in ways}
     return f"{config['data']['class_path']}({', '.join(f'{name}={value!r}' for name, value in settings.items())})"
 

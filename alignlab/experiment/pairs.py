@@ -17,7 +17,7 @@ from torch.utils.data import Subset
 from alignlab.backbones import Backbone, DualEncoder
 from alignlab.batch import Example, Turn
 from alignlab.data import AlignmentData, Corruption, DiffusionNoise, Split, build_pairs
-from alignlab.data.base import check_supplies
+from alignlab.data.base import check_listed, check_supplies
 from alignlab.data.pairs import Pair, cleaned, seva_cleaned, trl_row, write_parquet
 from alignlab.errors import InputError
 from alignlab.experiment.answering import Answer, Asking, answer_split, answers_in, prompt_of, refuse_other, unfinished
@@ -109,6 +109,7 @@ def build(
     """Write the pairs that a model makes of the train and val split of a resolved config's data; see ``make_pairs``."""
     experiment = instantiate({**config, "stages": {}})
     check_supplies("alignlab pairs", ("conversation",), experiment.data)
+    check_listed("alignlab pairs", experiment.data)
     provenance = {"model": model, "data": data_in_words(config)}
     backbone = backbone_named(model, experiment)
     return make_pairs(backbone, experiment.data, settings, folder, provenance=provenance, on_progress=on_progress)

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from alignlab.backbones import PARTS, Backbone, DualEncoder, open_backbone
 from alignlab.backbones.batching import Batching
 from alignlab.backbones.running import check_running
-from alignlab.data.base import AlignmentData, check_supplies
+from alignlab.data.base import AlignmentData, check_listed, check_supplies
 from alignlab.data.order import check_size
 from alignlab.data.streaming import check_unlimited
 from alignlab.errors import InputError
@@ -113,6 +113,8 @@ def check(
             objective = None if experiment.make_objective is None else experiment.make_objective(backbone)
         except (NotImplementedError, RuntimeError):
             objective = None  # a constructor that reads weights cannot do so without them; it has its say later
+    if experiment.pairs is not None:
+        check_listed("a stage of pairs", experiment.data)
     if experiment.pairs is not None and isinstance(backbone, DualEncoder):
         raise InputError(f"pairs need a backbone that generates text, but {backbone.path} is a dual encoder")
     if objective is not None:

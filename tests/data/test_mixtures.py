@@ -8,6 +8,7 @@ import pytest
 from alignlab import InputError
 from alignlab.batch import Batch
 from alignlab.data import DataMixture, Scenes
+from alignlab.data.base import check_listed
 from alignlab.data.order import MixedBatches, SourceBatches
 from alignlab.experiment.config import ConfigError, resolve
 from alignlab.experiment.run import run
@@ -184,3 +185,15 @@ def test_a_run_gives_the_metrics_of_each_source_and_what_it_used_of_each(tiny_pa
     last = next(line for line in map(json.loads, curves[0].splitlines()) if "val/loss" in line)
     assert min(last["val/one/loss"], last["val/two/loss"]) < last["val/loss"]
     assert last["val/loss"] < max(last["val/one/loss"], last["val/two/loss"])
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (lambda: DataMixture(sources={"one": Scenes(), "two": Scenes(seed=1)}), "do it for each of them"),
+        (lambda: Scenes(unreadable="skip"), "set data.unreadable to stop"),
+    ],
+)
+def test_files_of_all_examples_are_refused_where_not_all_can_be_gone_through(data, said):
+    with pytest.raises(InputError, match=said):
+        check_listed("alignlab embed", data())

@@ -66,8 +66,9 @@ def batches(numbers, *, first=0, processes=1, workers=1, skip=True, **changes):
     return [[example.id for example in stream.__getitems__([number]).examples] for number in numbers]
 
 
-def test_a_pass_gives_every_example_once_and_the_next_pass_another_order():
-    order = read(Reader(0, 1), count=69, buffer=1)
+@pytest.mark.parametrize("buffer", [1, 4, 12, 1000])
+def test_a_pass_gives_every_example_once_and_the_next_pass_another_order(buffer):
+    order = read(Reader(0, 1), count=69, buffer=buffer)
     passes = [order[start : start + 23] for start in (0, 23, 46)]
     assert all(len(set(each)) == 23 for each in passes)
     assert len({tuple(each) for each in passes}) == 3

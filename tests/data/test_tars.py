@@ -108,6 +108,16 @@ def test_members_that_webdataset_leaves_out_are_no_samples(shards):
     assert [example.id for example in data.examples("train")] == ["00000/a/1"]
 
 
+def test_a_sample_with_an_empty_caption_stops_or_is_skipped_as_the_setting_says(shards):
+    pack(shards / "00000.tar", {"0": sample(0), "1": sample(1) | {"txt": b" "}, "2": sample(2)})
+    with pytest.raises(InputError, match="1: its txt must be a text"):
+        list(WebDataset(path=str(shards / "00000.tar")).stream().shard(0))
+    data = WebDataset(path=str(shards / "00000.tar"), unreadable="skip")
+    place = {"seed": 0, "first": 0, "num_readers": 1, "num_workers": 1, "buffer": 1}
+    chosen = Streamed(data.stream(), batch_size=2, max_pixels=10_000, skip=True, **place).__getitems__([0])
+    assert [example.id for example in chosen.examples] == ["00000/0", "00000/2"] and chosen.skipped == ("00000/1",)
+
+
 def test_a_broken_picture_of_a_stream_is_skipped_and_counted(shards):
     pack(shards / "00000.tar", {"0": sample(0), "1": sample(1, jpg=b"<html>"), "2": sample(2)})
     stream = WebDataset(path=str(shards / "00000.tar")).stream()
