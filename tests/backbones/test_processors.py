@@ -15,10 +15,12 @@ from alignlab import Example, InputError
 from alignlab.adapters import Full, LoRA, PLoRA
 from alignlab.backbones import Backbone, open_backbone
 from alignlab.backbones.answers import apart
+from alignlab.backbones.depth import depths, shallow
 from alignlab.backbones.plain import write_plain
 from alignlab.backbones.stretches import Stretches
 from alignlab.batch import IGNORE, Turn
 from alignlab.functional import supervised
+from alignlab.modules.parted import PARTS
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
@@ -202,6 +204,16 @@ def test_what_is_saved_is_read_again_and_loads_in_plain_transformers(family, bac
         assert settings["video_processor"]["video_processor_type"] == FAMILIES[family].video
         assert settings["video_processor"]["num_frames"] == 3
     assert settings["processor_class"] == FAMILIES[family].processor
+
+
+@torch.no_grad()
+def test_fewer_layers_read_the_same_pictures(backbone, tokens, tmp_path):
+    least = depths(backbone.path).least_vision
+    fewer = open_backbone(**shallow(backbone.path, None, tmp_path, text_layers=1, vision_layers=least), fresh=PARTS)
+    again = fewer.encoder.conversations(TALKS)
+    assert depths(fewer.path).text == 1 < depths(backbone.path).text
+    assert torch.equal(again.input_ids, tokens.input_ids) and again.vision.keys() == tokens.vision.keys()
+    assert fewer.hidden(again).isfinite().all()
 
 
 def test_the_projector_is_what_maps_to_the_decoders_width(family, backbone):
