@@ -8,8 +8,9 @@ import pytest
 import torch
 from matrix import resized
 from PIL import Image
-from processors import FAMILIES, can_be_read
-from transformers import AutoModelForImageTextToText
+from processors import FAMILIES, can_be_read, write_family
+from transformers import AutoModelForImageTextToText, Gemma4Config
+from transformers.utils import is_torchvision_available
 
 from alignlab import Example, InputError
 from alignlab.adapters import Full, LoRA, PLoRA
@@ -17,6 +18,7 @@ from alignlab.backbones import Backbone, open_backbone
 from alignlab.backbones.answers import apart
 from alignlab.backbones.depth import depths, shallow
 from alignlab.backbones.plain import write_plain
+from alignlab.backbones.processing import read_processor
 from alignlab.backbones.stretches import Stretches
 from alignlab.batch import IGNORE, Turn
 from alignlab.functional import supervised
@@ -294,3 +296,14 @@ def test_what_a_processor_returns_beside_the_known_is_passed_on_and_cut(family_p
 def test_a_package_that_a_processor_lacks_is_named(family_path):
     with pytest.raises(InputError, match="lacks what its processor needs: .*num2words"):
         open_backbone(str(family_path("SmolVLM")))
+
+
+@pytest.mark.skipif(is_torchvision_available(), reason="torchvision is here")
+def test_what_reads_sounds_too_is_refused_where_its_videos_cannot_be_read(tmp_path):
+    write_family("Gemma 3", tmp_path)
+    kinds = {"image": "ImageProcessor", "feature": "AudioFeatureExtractor", "video": "VideoProcessor"}
+    names = {"image": "image_processor", "feature": "feature_extractor", "video": "video_processor"}
+    parts = {names[part]: {f"{names[part]}_type": f"Gemma4{kind}"} for part, kind in kinds.items()}
+    (tmp_path / "processor_config.json").write_text(json.dumps({"processor_class": "Gemma4Processor", **parts}))
+    with pytest.raises(InputError, match=r"backbone\.path: .* lacks what its processor needs: .*orchvision"):
+        read_processor(str(tmp_path), Gemma4Config())
