@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoProcessor
-
 from alignlab.backbones.composed import is_composed
 from alignlab.backbones.locations import locate
+from alignlab.backbones.processing import read_processor
 from alignlab.backbones.reading import read_config
 from alignlab.backbones.saving import TOKENIZER
 
@@ -64,12 +63,13 @@ def shallow(
 
 
 def _write(path: str, folder: Path, *, text_layers: int, vision_layers: int) -> None:
-    config = copy.deepcopy(read_config(path, what="model"))
+    read = read_config(path, what="model")
+    config = copy.deepcopy(read)
     for part, layers in ((config.get_text_config(), text_layers), (_vision(config), vision_layers)):
         if part is not None and (key := _key(part)) is not None:
             _cut(part, key, layers)
     config.save_pretrained(folder)
-    AutoProcessor.from_pretrained(locate(path)).save_pretrained(folder)
+    read_processor(path, read).save_pretrained(folder)
     if (Path(locate(path)) / TOKENIZER).is_dir():
         (folder / TOKENIZER).symlink_to((Path(locate(path)) / TOKENIZER).absolute(), target_is_directory=True)
 

@@ -125,14 +125,14 @@ class CachedTower:
         if any(isinstance(each, DTensor) for each in weights) or _size(weights) != self._size:
             # An adapter adds weights, or packs those there are.
             return self._warn("it holds adapters, or its weights are in pieces")
+        if torch.is_grad_enabled() and any(each.requires_grad for each in weights):
+            return self._warn("it trains")  # and has other weights at each step, of which none needs a fingerprint
         state = tuple((each.data_ptr(), each._version) for each in (*weights, *self.tower.buffers()))
         if state != self._state:
             self._state, self._weights = state, weights_fingerprint(self.tower)
             self._adapted, self._drops = has_adapters(self.tower), _drops(self.tower)
         if self._adapted:
             return self._warn("it holds adapters")
-        if torch.is_grad_enabled() and any(each.requires_grad for each in weights):
-            return self._warn("it trains")
         return self._drops and self.tower.training and self._warn("it drops at random")
 
     def _warn(self, why: str) -> bool:

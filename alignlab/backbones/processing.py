@@ -13,6 +13,9 @@ from alignlab.backbones.locations import locate
 from alignlab.errors import InputError
 
 VIDEO = "video_processor"
+READERS = {"image_processor": AutoImageProcessor, "tokenizer": AutoTokenizer}
+"""What reads the parts of a processor of pictures and texts."""
+
 FILES = ("processor_config.json", "video_preprocessor_config.json", "preprocessor_config.json")
 
 
@@ -54,7 +57,7 @@ def read_processor(path: str, config: PreTrainedConfig, *, key: str = "path") ->
             return AutoProcessor.from_pretrained(folder)
         except ImportError:
             kind = PROCESSOR_MAPPING.get(type(config), None)
-            if kind is None or VIDEO not in kind.get_attributes():
+            if kind is None or {*kind.get_attributes()} != {VIDEO, *READERS}:  # of sounds, too, say
                 raise
             return _without_videos(folder, kind)
     except (OSError, ValueError, ImportError) as error:
@@ -71,8 +74,7 @@ def _without_videos(folder: str, kind: Any) -> Any:
             return [name for name in kind.get_attributes() if name != VIDEO]
 
     settings = kind.get_processor_dict(folder)[0] | {VIDEO: None}
-    readers = {"image_processor": AutoImageProcessor, "tokenizer": AutoTokenizer}
-    parts = {name: readers[name].from_pretrained(folder) for name in ImagesOnly.get_attributes()}
+    parts = {name: READERS[name].from_pretrained(folder) for name in ImagesOnly.get_attributes()}
     processor = ImagesOnly.from_args_and_dict([], settings, **parts)
     processor.__class__ = kind  # which says the same of itself from here on, and is saved under its own name
     processor.video_processor = VideoSettings(_video_settings(folder))

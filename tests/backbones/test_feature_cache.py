@@ -29,7 +29,7 @@ from visual import encoded, prompts_of, tokenizer_for
 
 from alignlab import InputError
 from alignlab.adapters import Full, LoRA
-from alignlab.backbones import Backbone, featurestore, open_backbone
+from alignlab.backbones import Backbone, featurecache, featurestore, open_backbone
 from alignlab.backbones.featurecache import cache_features
 from alignlab.backbones.patches import patch_features
 from alignlab.batch import Turn
@@ -239,6 +239,19 @@ def test_a_tower_that_does_not_stay_the_same_is_computed_and_a_warning_says_so_o
         assert all(p.grad is not None for p in list(cached.parts["vision_tower"].parameters())[:3])
     cached.feature_cache.flush()
     assert not shards(tmp_path)
+
+
+def test_a_tower_that_trains_is_not_read_whole_at_each_step(tiny_path, examples, tmp_path, monkeypatch):
+    cached, read = Backbone(str(tiny_path), features=str(tmp_path)).train(), []
+    fingerprint = featurecache.weights_fingerprint
+    monkeypatch.setattr(featurecache, "weights_fingerprint", lambda tower: read.append(tower) or fingerprint(tower))
+    tokens = prompts_of(cached, examples)
+    with pytest.warns(UserWarning, match="it trains"):
+        cached.hidden(tokens).sum().backward()
+    assert not read
+    with torch.no_grad():
+        cached.hidden(tokens)
+    assert len(read) == 1
 
 
 def test_pictures_are_looked_up_while_a_model_is_judged_whose_parts_all_could_train(tiny_path, examples, tmp_path):

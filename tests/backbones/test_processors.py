@@ -8,17 +8,21 @@ import pytest
 import torch
 from matrix import resized
 from PIL import Image
-from processors import FAMILIES, can_be_read
-from transformers import AutoModelForImageTextToText
+from processors import FAMILIES, can_be_read, write_family
+from transformers import AutoModelForImageTextToText, Gemma4Config
+from transformers.utils import is_torchvision_available
 
 from alignlab import Example, InputError
 from alignlab.adapters import Full, LoRA, PLoRA
 from alignlab.backbones import Backbone, open_backbone
 from alignlab.backbones.answers import apart
+from alignlab.backbones.depth import depths, shallow
 from alignlab.backbones.plain import write_plain
+from alignlab.backbones.processing import read_processor
 from alignlab.backbones.stretches import Stretches
 from alignlab.batch import IGNORE, Turn
 from alignlab.functional import supervised
+from alignlab.modules.parted import PARTS
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
@@ -204,6 +208,16 @@ def test_what_is_saved_is_read_again_and_loads_in_plain_transformers(family, bac
     assert settings["processor_class"] == FAMILIES[family].processor
 
 
+@torch.no_grad()
+def test_fewer_layers_read_the_same_pictures(backbone, tokens, tmp_path):
+    least = depths(backbone.path).least_vision
+    fewer = open_backbone(**shallow(backbone.path, None, tmp_path, text_layers=1, vision_layers=least), fresh=PARTS)
+    again = fewer.encoder.conversations(TALKS)
+    assert depths(fewer.path).text == 1 < depths(backbone.path).text
+    assert torch.equal(again.input_ids, tokens.input_ids) and again.vision.keys() == tokens.vision.keys()
+    assert fewer.hidden(again).isfinite().all()
+
+
 def test_the_projector_is_what_maps_to_the_decoders_width(family, backbone):
     names = {id(module): name for name, module in backbone.model.base_model.named_modules()}
     found = [names[id(each)] for each in backbone.parts["projector"] if id(each) in names]
@@ -282,3 +296,14 @@ def test_what_a_processor_returns_beside_the_known_is_passed_on_and_cut(family_p
 def test_a_package_that_a_processor_lacks_is_named(family_path):
     with pytest.raises(InputError, match="lacks what its processor needs: .*num2words"):
         open_backbone(str(family_path("SmolVLM")))
+
+
+@pytest.mark.skipif(is_torchvision_available(), reason="torchvision is here")
+def test_what_reads_sounds_too_is_refused_where_its_videos_cannot_be_read(tmp_path):
+    write_family("Gemma 3", tmp_path)
+    kinds = {"image": "ImageProcessor", "feature": "AudioFeatureExtractor", "video": "VideoProcessor"}
+    names = {"image": "image_processor", "feature": "feature_extractor", "video": "video_processor"}
+    parts = {names[part]: {f"{names[part]}_type": f"Gemma4{kind}"} for part, kind in kinds.items()}
+    (tmp_path / "processor_config.json").write_text(json.dumps({"processor_class": "Gemma4Processor", **parts}))
+    with pytest.raises(InputError, match=r"backbone\.path: .* lacks what its processor needs: .*orchvision"):
+        read_processor(str(tmp_path), Gemma4Config())
