@@ -190,15 +190,19 @@ class Backbone(Parted):
             rejected: The same prompts, and pictures, with the other.
             prompt_lengths: (B,) long, real tokens before the answers.
         """
-        reach = blind.horizon(self.model.get_decoder())
-        width = chosen.input_ids.shape[1] + rejected.input_ids.shape[1]
-        within = reach is None or width <= reach
-        if within and not dynamic.reads_kept(self) and one_prompt(chosen, rejected, prompt_lengths):
+        if self.may_join(chosen, rejected, prompt_lengths):
             positions = self._positions(chosen), self._positions(rejected)
             one = joined(chosen, rejected, prompt_lengths, positions, self.encoder.pad_id, self.model.dtype)
             if self._joins(one, chosen):
                 return one
         return apart(chosen, rejected, prompt_lengths)
+
+    def may_join(self, chosen: Tokens, rejected: Tokens, prompt_lengths: Tensor) -> bool:
+        """Whether ``answers`` computes prompts once, as far as the sequences decide it."""
+        reach = blind.horizon(self.model.get_decoder())
+        width = chosen.input_ids.shape[1] + rejected.input_ids.shape[1]
+        within = reach is None or width <= reach
+        return within and not dynamic.reads_kept(self) and one_prompt(chosen, rejected, prompt_lengths)
 
     def answer_logps(self, answers: Answers, *, features: Any = None) -> Tensor:
         """Log-probabilities of the chosen and of the rejected answers, (2, B), sums in nats; 0 of an empty one.

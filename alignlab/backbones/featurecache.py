@@ -125,9 +125,10 @@ class CachedTower:
         if any(isinstance(each, DTensor) for each in weights) or _size(weights) != self._size:
             # An adapter adds weights, or packs those there are.
             return self._warn("it holds adapters, or its weights are in pieces")
-        if torch.is_grad_enabled() and any(each.requires_grad for each in weights):
-            return self._warn("it trains")  # and has other weights at each step, of which none needs a fingerprint
         state = tuple((each.data_ptr(), each._version) for each in (*weights, *self.tower.buffers()))
+        trains = any(each.requires_grad for each in weights)
+        if trains and (torch.is_grad_enabled() or self._state not in (None, state)):
+            return self._warn("it trains")  # and has other weights at each step, of which none is worth a fingerprint
         if state != self._state:
             self._state, self._weights = state, weights_fingerprint(self.tower)
             self._adapted, self._drops = has_adapters(self.tower), _drops(self.tower)
@@ -175,8 +176,8 @@ def cache_features(backbone: "Backbone", folder: str) -> CachedTower | None:
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
         raise InputError(
             f"backbone.features: the vision tower of {backbone.path}, a {type(backbone.model).__name__}, does not give "
-            f"one row of features for each picture or tile by itself, by which they are kept ({error}); leave features "
-            "out"
+            f"one row of features for each picture or tile by itself, or not in the fields that are kept ({error}); leave "
+            "features out"
         ) from error
     finally:
         hook.remove()

@@ -139,6 +139,8 @@ def load(source: Path | str) -> Backbone | DualEncoder:
     config = _finished(folder)
     given = {"path": str(folder / "backbone"), "fresh": [], "take": None, "text_tower": None}
     given |= dict.fromkeys(("compile", "gradient_checkpointing"), False)
+    kept = config["backbone"].get("features")
+    given["features"] = kept if kept is not None and Path(kept).is_dir() else None  # what is gone is not made again
     backbone = open_backbone(**{**config["backbone"], **given}).eval()
     try:
         began = _located_backbone(config, _folders_of(folder, config))

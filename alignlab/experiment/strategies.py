@@ -105,18 +105,28 @@ class FSDP2(DDPStrategy):
 
     def _check_alike(self, batch: Batch) -> None:
         """Raise InputError where processes would run layers unequally often, and so wait for each other for ever."""
-        chunks = [each.chunk_size for each in self.lightning_module.modules() if isinstance(each, Contrastive)]
-        kind = [
-            (bool(tokens.num_images.any()), bool(tokens.attention_mask.any()))
-            + tuple(-(-len(tokens) // size) for size in chunks if size is not None)
+        objective = self.lightning_module
+        parts = [each for each in objective.modules() if isinstance(each, Contrastive) and each.chunk_size is not None]
+        kind: list[Any] = [_runs(tokens.num_images, tokens.attention_mask) for tokens in batch]
+        kind += [
+            _runs(tokens.num_images[rows], tokens.attention_mask[rows])
+            for part in parts
             for tokens in batch
+            for rows in part.chunks(tokens)
         ]
+        if batch.rejected is not None:
+            kind.append(objective.backbone.may_join(batch.conversation, batch.rejected, batch.prompt_lengths))
         if any(other != kind for other in gathered(kind)):
             raise InputError(
                 "trainer.strategy: with fsdp2 all processes have to run the same layers in a step, and their batches "
-                "differ in whether there are pictures or texts, or in the number of chunks; use ddp, or data that are "
-                "alike"
+                "differ in whether there are pictures or texts (in each chunk, where there are some), in the number of "
+                "chunks, or in whether two answers fit into the decoder's window; use ddp, or data that are alike"
             )
+
+
+def _runs(num_images: Tensor, attention_mask: Tensor) -> tuple[bool, bool]:
+    """Whether these rows run a vision tower, and a language model."""
+    return bool(num_images.any()), bool(attention_mask.any())
 
 
 StrategyRegistry.register("fsdp2", FSDP2, description="Fully sharded data parallel training by fully_shard")

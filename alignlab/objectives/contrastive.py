@@ -46,10 +46,15 @@ class Contrastive(Objective):
         """Normalised embeddings (B, D)."""
         if self.chunk_size is None:
             return normalize(self.backbone.embed(tokens))
+        chunks = self.chunks(tokens)
+        embeddings = torch.cat([self._recomputed(tokens, rows) for rows in chunks])
+        return normalize(embeddings[torch.cat(chunks).argsort()])
+
+    def chunks(self, tokens: Tokens) -> tuple[Tensor, ...]:
+        """The rows that are embedded together, ``chunk_size`` at most."""
         # The longest first: the memory that they leave free is large enough for all others.
         order = tokens.attention_mask.sum(1).argsort(stable=True, descending=True)
-        embeddings = torch.cat([self._recomputed(tokens, rows) for rows in order.split(self.chunk_size)])
-        return normalize(embeddings[order.argsort()])
+        return order.split(self.chunk_size or len(order))
 
     def gather(self, embeddings: Tensor) -> tuple[Tensor, int]:
         """The embeddings (N, D) of all processes, and where one's own begin.

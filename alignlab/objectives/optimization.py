@@ -75,7 +75,7 @@ def optimizer_and_schedule(objective: "Objective", settings: Optimization, num_s
             for (name, decays), parameters in groups.items()
         ],
         betas=settings.betas,
-        foreach=True,
+        foreach=True,  # fused ones do not tell torch that weights changed, by which kept features would go stale
     )
     factor = lambda step: schedule_factor(step, settings, num_steps)  # noqa: E731
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

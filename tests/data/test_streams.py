@@ -136,13 +136,14 @@ def test_going_on_decodes_no_picture_of_what_was_read_before():
 
 
 def test_the_next_readable_example_of_the_stream_stands_in_and_keeps_its_own_place():
-    order = read(Reader(0, 1), count=40)
+    order = read(Reader(0, 1), count=60)
     seen = [id for batch in batches(range(20)) for id in batch]
     changed = [place for place in range(40) if seen[place] != order[place]]
-    assert changed == [place for place, id in enumerate(order) if id.endswith("3")]
-    for place in changed:
-        end = (place // 2 + 1) * 2  # of the batch
-        assert seen[place] == next(id for id in order[end:] if not id.endswith("3"))
+    assert changed == [place for place, id in enumerate(order[:40]) if id.endswith("3")]
+    for start in range(0, 40, 2):
+        behind = (id for id in order[start + 2 :] if not id.endswith("3"))
+        wanted = [next(behind) if id.endswith("3") else id for id in order[start : start + 2]]
+        assert seen[start : start + 2] == wanted
 
 
 def test_a_stream_needs_an_end_and_a_shard_for_every_reader(tiny_path):
