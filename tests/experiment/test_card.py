@@ -72,6 +72,7 @@ def test_the_card_says_what_how_and_how_well(exported):
     assert "CaptionAccuracy, 4 examples of the scenes lab's test split" in text
     assert "Retrieval, 8 examples" in text and "claims about the lab" in text
     assert json.loads((exported[0] / "versions.json").read_text())["packages"]["peft"] in text
+    assert "classes or scripts of its own" not in text and str(exported[0]) not in text
 
 
 def test_its_code_loads_and_asks_without_alignlab_as_alignlab_does(exported, tmp_path):
