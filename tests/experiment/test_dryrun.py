@@ -29,7 +29,10 @@ def config_of(path, **changes):
 
 
 def test_a_dry_run_writes_nothing_and_draws_no_random_number(tiny_path, tmp_path, monkeypatch, write, capsys):
-    file = write(f"objective: MLE\nbackbone: {{path: {tiny_path}}}\ndata: Scenes\ntrainer: {{max_steps: 4}}\n")
+    file = write(
+        f"objective: MLE\nbackbone: {{path: {tiny_path}, features: kept}}\ndata: Scenes\ntrainer: {{max_steps: 4}}\n"
+        "adapter: {class_path: Full, init_args: {parts: [projector]}}\n"
+    )
     monkeypatch.chdir(tmp_path)
     states = torch.get_rng_state(), numpy.random.get_state()[1].copy(), random.getstate()
     options = [
@@ -46,9 +49,10 @@ def test_a_dry_run_writes_nothing_and_draws_no_random_number(tiny_path, tmp_path
     assert (states[1] == numpy.random.get_state()[1]).all()
     assert list(tmp_path.iterdir()) == [file]
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "the vision tower's features are computed in each micro-batch" in said
     for fragment in (
         "train 80, val 512", "16 = 1 process(es) x 2 micro-batch(es) x 8", "steps, epochs 4, 0.80",
-        "the whole model was tried", "MFU not known of this device", "share of all weights that trains 100.00 %",
+        "the whole model was tried", "MFU not known of this device", "share of all weights that trains",
     ):  # fmt: skip
         assert fragment in said
 
