@@ -18,6 +18,7 @@ class Course:
     Args:
         splits: Examples by split.
         steps: Of the optimizer; None: time alone ends it.
+        batches: Micro-batches of a process in all steps, of which an epoch's last may have fewer; None as steps.
         samples: A step, of all processes.
         epochs: None as steps.
         accumulate: Micro-batches of a process and step.
@@ -25,6 +26,7 @@ class Course:
 
     splits: dict[str, int]
     steps: int | None
+    batches: int | None
     samples: int
     epochs: float | None
     accumulate: int
@@ -40,7 +42,8 @@ def course_of(experiment: Experiment, num_train: int) -> Course:
     settings, data = experiment.trainer, experiment.data
     processes = Trainer(**settings, logger=False, enable_checkpointing=False, enable_progress_bar=False).world_size
     accumulate = settings["accumulate_grad_batches"]
-    batches = _limited(num_train // (data.batch_size * processes), settings["limit_train_batches"])
+    limit = settings["overfit_batches"] or settings["limit_train_batches"]
+    batches = _limited(num_train // (data.batch_size * processes), limit)
     an_epoch = math.ceil(batches / accumulate)
     bounds = [settings["max_steps"]] if settings["max_steps"] >= 0 else []
     if settings["max_epochs"] not in (None, -1):
@@ -48,9 +51,11 @@ def course_of(experiment: Experiment, num_train: int) -> Course:
     elif not bounds and settings["max_epochs"] is None and settings["max_time"] is None:
         bounds.append(EPOCHS * an_epoch)
     steps = min(bounds, default=None)
+    epochs, rest = divmod(steps or 0, max(an_epoch, 1))
     return Course(
         splits={split: num_train if split == "train" else len(data.examples(split)) for split in data.splits},
         steps=steps,
+        batches=None if steps is None else epochs * batches + rest * accumulate,
         samples=data.batch_size * processes * accumulate,
         epochs=None if steps is None else steps / max(an_epoch, 1),
         accumulate=accumulate,

@@ -140,7 +140,7 @@ def _course_rows(told: Estimate) -> Iterator[tuple[str, str]]:
     a_step = f"{course.processes} process(es) x {course.accumulate} micro-batch(es) x {len(makeup.typical)}"
     yield "samples a step", f"{course.samples:,} = {a_step}"
     if course.steps is not None:
-        samples = course.steps * course.samples
+        samples = course.batches * course.samples // course.accumulate
         yield "steps, epochs", f"{course.steps:,}, {course.epochs:.2f}"
         yield "samples, tokens", f"{samples:,}, {samples * makeup.tokens:.3g}"
 
@@ -171,7 +171,8 @@ def _time_rows(told: Estimate) -> Iterator[tuple[str, str]]:
     yield "a step", f"{step:.3g} s"
     yield "samples, tokens a second", f"{_second(told, step):.3g}, {_second(told, step) * told.makeup.tokens:.3g}"
     if told.course.steps is not None:
-        yield "all steps", f"{told.course.steps * step / 3600:.3g} h"
+        seconds = told.course.batches * found.seconds + told.course.steps * found.step_seconds
+        yield "all steps", f"{seconds / 3600:.3g} h"
     yield "FLOPs a step, all processes", scaled(found.flops * told.course.accumulate * told.course.processes).strip()
     yield "FLOP/s of one process", scaled(rate).strip()
     peak, source = peak_of(told.device)

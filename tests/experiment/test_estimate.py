@@ -7,6 +7,7 @@ import pytest
 
 from alignlab.backbones import locate
 from alignlab.experiment.config import instantiate, resolve
+from alignlab.experiment.course import course_of
 from alignlab.experiment.estimate import estimate
 from alignlab.experiment.parameters import parameters_of
 from alignlab.experiment.probing import made, probe
@@ -52,3 +53,18 @@ def test_few_layers_tell_of_a_deeper_model_within_two_percent(tmp_path, adapter,
     counts = parameters_of(made(replace(experiment, backbone=fresh)))
     assert told.parameters == counts and (counts["total"], counts["trained"]) == (whole.parameters, whole.trained)
     assert "straight line to 6+4" in told.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("trainer", "steps", "batches"),
+    [
+        ({"max_epochs": 2, "accumulate_grad_batches": 4}, 6, 20),  # 10 batches are steps of 4, 4 and 2
+        ({"max_epochs": 5, "max_steps": 4, "accumulate_grad_batches": 4}, 4, 14),
+        ({"max_epochs": 2, "accumulate_grad_batches": 100}, 2, 20),
+        ({"max_epochs": 2, "overfit_batches": 3}, 6, 6),
+    ],
+)
+def test_the_last_step_of_an_epoch_has_what_is_left(tiny_path, trainer, steps, batches):
+    experiment = experiment_of(tiny_path, trainer={"max_steps": -1, "accelerator": "cpu", **trainer})
+    course = course_of(experiment, 80)
+    assert (course.steps, course.batches) == (steps, batches)
