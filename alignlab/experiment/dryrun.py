@@ -9,6 +9,7 @@ from rich.table import Table
 from torch.utils.data import Subset
 
 from alignlab.batch import Example
+from alignlab.errors import NoTokenizer
 from alignlab.experiment.config import Experiment, instantiate
 from alignlab.experiment.estimate import Estimate, estimate
 from alignlab.experiment.preflight import makers_of, preflight
@@ -28,7 +29,8 @@ def dry_run(config: Mapping[str, Any]) -> dict[str, Estimate]:
     A stage that starts from an earlier one is tried with the weights that this one starts from, in their place.
 
     Returns:
-        What was printed, by stage, the last by the name ``main``; without those that build pairs or run a command.
+        What was printed, by stage, the last by the name ``main``; without those that build pairs, run a command
+        or need the visual tokenizer of an earlier one.
 
     Raises:
         InputError: As of ``preflight``.
@@ -50,7 +52,13 @@ def dry_run(config: Mapping[str, Any]) -> dict[str, Estimate]:
             console.print(f"It {what}, of which nothing is told beforehand.")
             continue
         experiment, examples, notes = _prepared(part, stages)
-        found[name] = told = estimate(experiment, examples, in_4_bits=bits[name])
+        try:
+            found[name] = told = estimate(experiment, examples, in_4_bits=bits[name])
+        except NoTokenizer:
+            if not part["backbone"]["path"].startswith(STAGE):
+                raise
+            console.print("It needs the visual tokenizer of an earlier stage, before which nothing is told of it.")
+            continue
         _show(console, replace(told, notes=(*told.notes, *notes)))
     return found
 

@@ -73,6 +73,16 @@ def test_a_stage_whose_pairs_are_not_there_is_tried_with_the_data_s_own_answers(
     assert "It builds pairs" in said and "answers of the data they will be made of stand in" in said
 
 
+def test_a_stage_that_needs_an_earlier_one_s_visual_tokenizer_is_told_of_by_a_line(tiny_path, capsys):
+    codes = {"class_path": "VectorQuantizer", "init_args": {"num_codes": 8}}
+    objective = {"class_path": "LaVITTokenizer", "init_args": {"quantizer": codes}}
+    first = {"objective": objective, "backbone": {"path": str(tiny_path)}, "adapter": None}
+    data = {**DATA, "init_args": {**DATA["init_args"], "instructions": False}}
+    told = dry_run(config_of("stage:tokenizer", stages={"tokenizer": first}, objective="LaVIT", data=data))
+    assert list(told) == ["tokenizer"]
+    assert "It needs the visual tokenizer of an earlier stage" in " ".join(capsys.readouterr().out.split())
+
+
 def test_4_bits_are_predicted_where_nothing_can_be_quantised(tmp_path):
     path = shape(tmp_path, text=2, vision=2)
     told = dry_run(config_of(path, adapter=QLORA))["main"]
