@@ -52,7 +52,9 @@ class Run:
         except InputError:
             experiment = None
         files = (json.loads((folder / name).read_text()) for name in ("metrics.json", "versions.json"))
-        return cls(read(folder / "config.yaml"), *files, experiment)
+        config = read(folder / "config.yaml")
+        config["python_path"].remove(str(folder.resolve()))  # where the file lies, in which no classes are
+        return cls(config, *files, experiment)
 
     @property
     def max_new_tokens(self) -> int:

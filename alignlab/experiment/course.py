@@ -18,6 +18,7 @@ class Course:
     Args:
         splits: Examples by split; without train, where it is streamed.
         steps: Of the optimizer; None: time alone ends it.
+        batches: Micro-batches of a process in all steps, of which an epoch's last may have fewer; None as steps.
         samples: A step, of all processes.
         epochs: None as steps, or where a stream has no epochs.
         accumulate: Micro-batches of a process and step.
@@ -25,6 +26,7 @@ class Course:
 
     splits: dict[str, int]
     steps: int | None
+    batches: int | None
     samples: int
     epochs: float | None
     accumulate: int
@@ -41,7 +43,8 @@ def course_of(experiment: Experiment, num_train: int) -> Course:
     processes = Trainer(**settings, logger=False, enable_checkpointing=False, enable_progress_bar=False).world_size
     accumulate = settings["accumulate_grad_batches"]
     size, streamed = data.epoch_size(num_train), data.stream() is not None
-    batches = _limited(size // (data.batch_size * processes), settings["limit_train_batches"])
+    limit = settings["overfit_batches"] or settings["limit_train_batches"]
+    batches = _limited(size // (data.batch_size * processes), limit)
     an_epoch = math.ceil(batches / accumulate)
     bounds = [settings["max_steps"]] if settings["max_steps"] >= 0 else []
     if settings["max_epochs"] not in (None, -1) and not streamed:
@@ -49,6 +52,7 @@ def course_of(experiment: Experiment, num_train: int) -> Course:
     elif not bounds and settings["max_epochs"] is None and settings["max_time"] is None:
         bounds.append(EPOCHS * an_epoch)
     steps = min(bounds, default=None)
+    epochs, rest = (0, steps or 0) if streamed else divmod(steps or 0, max(an_epoch, 1))
     return Course(
         splits={
             split: num_train if split == "train" else len(data.examples(split))
@@ -56,6 +60,7 @@ def course_of(experiment: Experiment, num_train: int) -> Course:
             if not (streamed and split == "train")
         },
         steps=steps,
+        batches=None if steps is None else epochs * batches + rest * accumulate,
         samples=data.batch_size * processes * accumulate,
         epochs=None if steps is None or streamed else steps / max(an_epoch, 1),
         accumulate=accumulate,

@@ -9,6 +9,7 @@ from rich.table import Table
 from torch.utils.data import Subset
 
 from alignlab.batch import Example
+from alignlab.errors import NoTokenizer
 from alignlab.experiment.config import Experiment, instantiate
 from alignlab.experiment.estimate import Estimate, estimate
 from alignlab.experiment.preflight import makers_of, preflight
@@ -28,7 +29,8 @@ def dry_run(config: Mapping[str, Any]) -> dict[str, Estimate]:
     A stage that starts from an earlier one is tried with the weights that this one starts from, in their place.
 
     Returns:
-        What was printed, by stage, the last by the name ``main``; without those that build pairs or run a command.
+        What was printed, by stage, the last by the name ``main``; without those that build pairs, run a command
+        or need the visual tokenizer of an earlier one.
 
     Raises:
         InputError: As of ``preflight``.
@@ -50,7 +52,13 @@ def dry_run(config: Mapping[str, Any]) -> dict[str, Estimate]:
             console.print(f"It {what}, of which nothing is told beforehand.")
             continue
         experiment, examples, notes = _prepared(part, stages)
-        found[name] = told = estimate(experiment, examples, in_4_bits=bits[name])
+        try:
+            found[name] = told = estimate(experiment, examples, in_4_bits=bits[name])
+        except NoTokenizer:
+            if not part["backbone"]["path"].startswith(STAGE):
+                raise
+            console.print("It needs the visual tokenizer of an earlier stage, before which nothing is told of it.")
+            continue
         _show(console, replace(told, notes=(*told.notes, *notes)))
     return found
 
@@ -69,10 +77,13 @@ def _prepared(
     part: Mapping[str, Any], stages: Mapping[str, Any]
 ) -> tuple[Experiment, Sequence[Example], tuple[str, ...]]:
     """A stage's objects, its training examples, and what stands in for what is not there yet."""
-    whole = {**_without_4_bits(part), "stages": {}, "evaluators": [], "backbone": outlined(part["backbone"], stages)}
+    backbone = {**outlined(part["backbone"], stages), "features": None}  # which a try would write
+    whole = {**_without_4_bits(part), "stages": {}, "evaluators": [], "backbone": backbone}
     makers, notes = makers_of(part, stages), ()
     if part["backbone"]["path"] != whole["backbone"]["path"] or part["backbone"]["take"]:
         notes = (f"weights of earlier stages are not there yet: those of {whole['backbone']['path']} stand in",)
+    if part["backbone"]["features"] is not None:
+        notes += ("the vision tower's features are computed in each micro-batch, none read or kept",)
     if not makers:
         experiment = instantiate(whole)
         return experiment, experiment.data.filled("train"), notes
@@ -137,7 +148,7 @@ def _course_rows(told: Estimate) -> Iterator[tuple[str, str]]:
     a_step = f"{course.processes} process(es) x {course.accumulate} micro-batch(es) x {len(makeup.typical)}"
     yield "samples a step", f"{course.samples:,} = {a_step}"
     if course.steps is not None:
-        samples = course.steps * course.samples
+        samples = course.batches * course.samples // course.accumulate
         if course.epochs is None:
             yield "steps", f"{course.steps:,}"
         else:
@@ -171,7 +182,8 @@ def _time_rows(told: Estimate) -> Iterator[tuple[str, str]]:
     yield "a step", f"{step:.3g} s"
     yield "samples, tokens a second", f"{_second(told, step):.3g}, {_second(told, step) * told.makeup.tokens:.3g}"
     if told.course.steps is not None:
-        yield "all steps", f"{told.course.steps * step / 3600:.3g} h"
+        seconds = told.course.batches * found.seconds + told.course.steps * found.step_seconds
+        yield "all steps", f"{seconds / 3600:.3g} h"
     yield "FLOPs a step, all processes", scaled(found.flops * told.course.accumulate * told.course.processes).strip()
     yield "FLOP/s of one process", scaled(rate).strip()
     peak, source = peak_of(told.device)

@@ -72,6 +72,7 @@ def test_the_card_says_what_how_and_how_well(exported):
     assert "CaptionAccuracy, 4 examples of the scenes lab's test split" in text
     assert "Retrieval, 8 examples" in text and "claims about the lab" in text
     assert json.loads((exported[0] / "versions.json").read_text())["packages"]["peft"] in text
+    assert "classes or scripts of its own" not in text and str(exported[0]) not in text
 
 
 def test_only_of_modules_of_ones_own_it_says_that_they_are_not_in_it(exported, config, tmp_path):

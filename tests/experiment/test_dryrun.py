@@ -29,7 +29,10 @@ def config_of(path, **changes):
 
 
 def test_a_dry_run_writes_nothing_and_draws_no_random_number(tiny_path, tmp_path, monkeypatch, write, capsys):
-    file = write(f"objective: MLE\nbackbone: {{path: {tiny_path}}}\ndata: Scenes\ntrainer: {{max_steps: 4}}\n")
+    file = write(
+        f"objective: MLE\nbackbone: {{path: {tiny_path}, features: kept}}\ndata: Scenes\ntrainer: {{max_steps: 4}}\n"
+        "adapter: {class_path: Full, init_args: {parts: [projector]}}\n"
+    )
     monkeypatch.chdir(tmp_path)
     states = torch.get_rng_state(), numpy.random.get_state()[1].copy(), random.getstate()
     options = [
@@ -46,9 +49,10 @@ def test_a_dry_run_writes_nothing_and_draws_no_random_number(tiny_path, tmp_path
     assert (states[1] == numpy.random.get_state()[1]).all()
     assert list(tmp_path.iterdir()) == [file]
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "the vision tower's features are computed in each micro-batch" in said
     for fragment in (
         "train 80, val 512", "16 = 1 process(es) x 2 micro-batch(es) x 8", "steps, epochs 4, 0.80",
-        "the whole model was tried", "MFU not known of this device", "share of all weights that trains 100.00 %",
+        "the whole model was tried", "MFU not known of this device", "share of all weights that trains",
     ):  # fmt: skip
         assert fragment in said
 
@@ -67,6 +71,16 @@ def test_a_stage_whose_pairs_are_not_there_is_tried_with_the_data_s_own_answers(
     assert conversation.supervised == rejected.supervised and len(told["main"].makeup.typical) == 4
     said = " ".join(capsys.readouterr().out.split())
     assert "It builds pairs" in said and "answers of the data they will be made of stand in" in said
+
+
+def test_a_stage_that_needs_an_earlier_one_s_visual_tokenizer_is_told_of_by_a_line(tiny_path, capsys):
+    codes = {"class_path": "VectorQuantizer", "init_args": {"num_codes": 8}}
+    objective = {"class_path": "LaVITTokenizer", "init_args": {"quantizer": codes}}
+    first = {"objective": objective, "backbone": {"path": str(tiny_path)}, "adapter": None}
+    data = {**DATA, "init_args": {**DATA["init_args"], "instructions": False}}
+    told = dry_run(config_of("stage:tokenizer", stages={"tokenizer": first}, objective="LaVIT", data=data))
+    assert list(told) == ["tokenizer"]
+    assert "It needs the visual tokenizer of an earlier stage" in " ".join(capsys.readouterr().out.split())
 
 
 def test_4_bits_are_predicted_where_nothing_can_be_quantised(tmp_path):

@@ -71,3 +71,18 @@ def test_an_epoch_of_a_mixture_is_as_long_as_it_says_and_a_stream_has_none(tiny_
     shards = {"class_path": "WebDataset", "init_args": {"path": str(tmp_path / "0.tar"), "batch_size": 1}}
     course = course_of(experiment_of(tiny_path, data=shards), 1)
     assert (course.steps, course.epochs) == (2, None) and "train" not in course.splits
+
+
+@pytest.mark.parametrize(
+    ("trainer", "steps", "batches"),
+    [
+        ({"max_epochs": 2, "accumulate_grad_batches": 4}, 6, 20),  # 10 batches are steps of 4, 4 and 2
+        ({"max_epochs": 5, "max_steps": 4, "accumulate_grad_batches": 4}, 4, 14),
+        ({"max_epochs": 2, "accumulate_grad_batches": 100}, 2, 20),
+        ({"max_epochs": 2, "overfit_batches": 3}, 6, 6),
+    ],
+)
+def test_the_last_step_of_an_epoch_has_what_is_left(tiny_path, trainer, steps, batches):
+    experiment = experiment_of(tiny_path, trainer={"max_steps": -1, "accelerator": "cpu", **trainer})
+    course = course_of(experiment, 80)
+    assert (course.steps, course.batches) == (steps, batches)
