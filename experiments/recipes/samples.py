@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy
-from datasets import Dataset
+from datasets import Dataset, disable_progress_bars
 from PIL import Image
 
 from alignlab.batch import Example
@@ -158,6 +158,7 @@ def write_samples(folder: Path, *, num_records: int = 96, width: int = 4096) -> 
         num_records: In each file.
         width: Of the embeddings: 4096, as those of NV-Embed-v2 and Llama-3-8B.
     """
+    disable_progress_bars()
     chance, data = random.Random(0), folder / "data"
     captions(data / "llava" / "pretrain", "blip_laion_cc_sbu_558k.json", num_records, chance, low=6, high=18)
     instructions(data / "llava" / "finetune", "llava_v1_5_mix665k.json", num_records, chance)
