@@ -165,5 +165,6 @@ def test_a_dry_run_at_the_shape_of_seven_billion_weights_passes_on_a_cpu(samples
     told = dry_run(resolve_file(ROOT / "recipes" / "llava_stage2.yaml", overrides))["main"]
     assert (told.probe.parameters, told.parameters["total"]) == (7_063_427_072, 7_063_427_072)
     assert told.parameters["trained"] == 7_063_427_072 - 303_507_456  # all but the vision tower
-    # 6 operations a weight and token, of all but the embeddings, attention on top.
-    assert told.probe.flops == pytest.approx(6 * 6.6e9 * told.makeup.tokens, rel=0.2)
+    # 6 operations a weight and token, of all but the embeddings, and 2 more as layers are computed once more, attention
+    # on top.
+    assert told.probe.flops == pytest.approx(8 * 6.6e9 * told.makeup.tokens, rel=0.1)
