@@ -1,6 +1,7 @@
 """Every shipped YAML loads; every experiment takes two steps, every recipe's dry run passes."""
 
 import json
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -69,6 +70,13 @@ def test_a_study_is_valid(path, tmp_path):
     assert Study.load(path, directory=tmp_path / "study").cells
 
 
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        yield
+
+
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory):
     """A folder with a few records of the data that the recipes name."""
@@ -99,6 +107,18 @@ def test_a_recipe_says_where_its_numbers_are_from():
         head = path.read_text().partition("\nobjective:")[0]
         for words in ("from the paper", "unverified:", "not possible here:", "# Data", "https://arxiv.org/abs/"):
             assert words in head, (path, words)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_the_options_that_a_recipe_s_head_names_are_known(path):
+    head = path.read_text().partition("\nobjective:")[0].partition("\nbackbone:")[0]
+    given = re.findall(r"(?<=\s)--([a-z]+(?:\.\w+)+|data) ('[^']*'|[^\s;,)]+)", head)
+    given = [(key, value.strip("'")) for key, value in given if "backbone" not in key]  # whose directories are not here
+    config = resolve_file(path, [f"{key}={value}" for key, value in given])
+    assert config["trainer"]["devices"] == 8 or path.stem == "cal"  # which refers to another
+    if path.stem == "unime":  # the command makes embeddings of the first stage's texts
+        theirs, ours = config["stages"]["distillation"]["data"]["init_args"], config["data"]["init_args"]
+        assert all(theirs[key] == ours[key] for key in ("path", "columns", "splits"))
 
 
 def test_shapes_have_the_released_models_numbers(tmp_path):
@@ -145,5 +165,6 @@ def test_a_dry_run_at_the_shape_of_seven_billion_weights_passes_on_a_cpu(samples
     told = dry_run(resolve_file(ROOT / "recipes" / "llava_stage2.yaml", overrides))["main"]
     assert (told.probe.parameters, told.parameters["total"]) == (7_063_427_072, 7_063_427_072)
     assert told.parameters["trained"] == 7_063_427_072 - 303_507_456  # all but the vision tower
-    # 6 operations a weight and token, of all but the embeddings, attention on top.
-    assert told.probe.flops == pytest.approx(6 * 6.6e9 * told.makeup.tokens, rel=0.2)
+    # 6 operations a weight and token, of all but the embeddings, and 2 more as layers are computed once more, attention
+    # on top.
+    assert told.probe.flops == pytest.approx(8 * 6.6e9 * told.makeup.tokens, rel=0.1)

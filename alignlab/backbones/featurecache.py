@@ -176,8 +176,8 @@ def cache_features(backbone: "Backbone", folder: str) -> CachedTower | None:
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
         raise InputError(
             f"backbone.features: the vision tower of {backbone.path}, a {type(backbone.model).__name__}, does not give "
-            f"one row of features for each picture or tile by itself, or not in the fields that are kept ({error}); leave "
-            "features out"
+            f"one row of features for each picture or tile by itself, or not in the fields that are kept ({error}); "
+            "leave features out"
         ) from error
     finally:
         hook.remove()

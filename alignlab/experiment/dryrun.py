@@ -160,6 +160,8 @@ def _memory_rows(told: Estimate) -> Iterator[tuple[str, str]]:
     memory = told.memory
     for kind, size in memory.weights.items():
         yield f"weights, {kind}", _bytes(size)
+    for what, size in memory.others.items():
+        yield what, _bytes(size)
     if told.parameters is not None:
         yield "share of all weights that trains", f"{100 * told.parameters['trained'] / told.parameters['total']:.2f} %"
     yield "gradients", _bytes(memory.gradients)

@@ -1,6 +1,6 @@
 """estimate: what a training will take, from a few micro-batches of it, or of the same shape with fewer layers."""
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -8,7 +8,7 @@ from typing import Any
 
 import psutil
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from alignlab.adapters.placing import Places
 from alignlab.backbones import PARTS, open_backbone
@@ -21,7 +21,7 @@ from alignlab.experiment.parameters import Parameters, parameters_of
 from alignlab.experiment.probing import Probe, made, probe, step_seconds
 from alignlab.experiment.training import device_of
 from alignlab.modules.parted import Part
-from alignlab.objectives import Objective
+from alignlab.objectives import Cached, FrozenCopy, Objective
 
 ROOM = 0.6
 """The share of the memory at hand that weights, gradients and optimizer may fill for the whole model to be tried."""
@@ -36,10 +36,12 @@ class Memory:
 
     Args:
         weights: By type, as ``float32``.
+        others: What an objective and its backbone hold beside weights, by what it is.
         activations: Of the largest micro-batch of the sample; None: not known.
     """
 
     weights: Mapping[str, float]
+    others: Mapping[str, float]
     gradients: float
     optimizer: float
     activations: float | None
@@ -47,7 +49,7 @@ class Memory:
     @property
     def fixed(self) -> float:
         """What is there whatever the batch."""
-        return sum(self.weights.values()) + self.gradients + self.optimizer
+        return sum((*self.weights.values(), *self.others.values())) + self.gradients + self.optimizer
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,11 @@ def estimate(experiment: Experiment, examples: Sequence[Example], *, in_4_bits: 
         examples: The training data, in place of what an earlier stage has yet to make of them.
         in_4_bits: Parts whose linear maps will be quantised, which here they are not.
     """
-    device, settings = device_of(experiment), experiment.backbone
+    kept = experiment.backbone["features"] is not None
+    experiment = replace(experiment, backbone={**experiment.backbone, "features": None})  # nothing is to be written
+    device = device_of(experiment)
     with torch.device("meta"):
-        outline = open_backbone(**_outlined(settings))
+        outline = open_backbone(**_outlined(experiment.backbone))
         full = _on_meta(experiment)
     makeup = made_of(
         examples,
@@ -88,27 +92,24 @@ def estimate(experiment: Experiment, examples: Sequence[Example], *, in_4_bits: 
         experiment.data.batch_size,
     )
     subject = outline if full is None else full
-    here, there = has_weights(settings), _fixed(subject).fixed < ROOM * _at_hand(device)
-    if here and there:
-        found = probe(experiment, settings, makeup.typical, steps=True)
-        notes = ["the whole model was tried: one counted micro-batch, then three steps"]
-    else:
-        found, note = _extrapolated(experiment, makeup, device)
-        notes = [f"the model is {'too large for the memory at hand' if here else 'without weights'}, so {note}"]
+    found, *notes = _tried(experiment, makeup, subject, device)
     quantized = _quantized(full, in_4_bits)
     memory = _fixed(subject, quantized)
     if found is not None:
         # What is computed again in chunks is not kept, and gradients are counted already.
         activations = max(found.activations, found.live - memory.gradients)
         memory = replace(memory, activations=activations * makeup.longest)
+    if kept:
+        notes.append("backbone.features: neither read nor written here; all pictures are computed, as the first time")
+    course = course_of(experiment, len(examples))
     return Estimate(
-        course=course_of(experiment, len(examples)),
+        course=course,
         makeup=makeup,
         parameters=None if full is None else parameters_of(full),
         memory=memory,
         probe=found,
         device=device,
-        notes=(*notes, *_caveats(experiment, found, device, quantized)),
+        notes=(*notes, *_held_back(full, quantized), *_caveats(experiment, course, found, device)),
     )
 
 
@@ -124,7 +125,7 @@ def _on_meta(experiment: Experiment) -> Objective | None:
 
 
 def _fixed(subject: nn.Module, quantized: Set[int] = frozenset()) -> Memory:
-    """The memory of weights, gradients and AdamW's two averages, by the types that they have on the meta device."""
+    """What is there whatever the batch, by the types on the meta device; the optimizer is AdamW, with two averages."""
     weights: dict[str, float] = {}
     gradients = 0.0
     for parameter in subject.parameters():
@@ -134,7 +135,25 @@ def _fixed(subject: nn.Module, quantized: Set[int] = frozenset()) -> Memory:
             kind, size = "4 bits", parameter.numel() * NF4
         weights[kind] = weights.get(kind, 0.0) + size
         gradients += size if parameter.requires_grad else 0.0
-    return Memory(weights, gradients, 2 * gradients, None)
+    copies = [kept for each in subject.modules() if isinstance(each, FrozenCopy) for _, kept in each.kept]
+    others = {"the reference's copies": _size(copies), "buffers": _size(subject.buffers())}
+    return Memory(weights, {what: size for what, size in others.items() if size}, gradients, 2 * gradients, None)
+
+
+def _size(tensors: Iterable[Tensor]) -> float:
+    return float(sum(tensor.numel() * tensor.element_size() for tensor in tensors))
+
+
+def _tried(
+    experiment: Experiment, makeup: Makeup, subject: nn.Module, device: torch.device
+) -> tuple[Probe | None, str]:
+    """What was measured, and how."""
+    here, there = has_weights(experiment.backbone), _fixed(subject).fixed < ROOM * _at_hand(device)
+    if here and there:
+        found = probe(experiment, experiment.backbone, makeup.typical, steps=True)
+        return found, "the whole model was tried: one counted micro-batch, then three steps"
+    found, note = _extrapolated(experiment, makeup, device)
+    return found, f"the model is {'too large for the memory at hand' if here else 'without weights'}, so {note}"
 
 
 def _quantized(objective: Objective | None, parts: Sequence[Part]) -> set[int]:
@@ -188,10 +207,19 @@ def _at_hand(device: torch.device) -> float:
     return psutil.virtual_memory().available
 
 
-def _caveats(experiment: Experiment, found: Probe | None, device: torch.device, quantized: Set[int]) -> Iterator[str]:
+def _held_back(objective: Objective | None, quantized: Set[int]) -> Iterator[str]:
+    """What a training does that was not tried."""
+    if objective is not None and any(isinstance(each, Cached) for each in objective.modules()):
+        yield "Cached: the pass over all pairs before the first step, where its file is not there, is not counted"
     if quantized:
         yield f"weights in 4 bits are predicted at {NF4:.3f} bytes each; the time is LoRA's, without unpacking them"
+
+
+def _caveats(experiment: Experiment, course: Course, found: Probe | None, device: torch.device) -> Iterator[str]:
     if found is not None and device.type != "cuda":
         yield "activations are what is kept for the backward pass; what is made and freed on the way comes on top"
-    if experiment.trainer["strategy"] != "auto":
-        yield f"tried in one process; {experiment.trainer['strategy']} shares work and memory in its own way"
+    if course.processes > 1 or experiment.trainer["strategy"] != "auto":
+        yield (
+            "tried in one process: the memory is that of a device with the whole model, as each is with ddp; with "
+            f"fsdp2 each has about 1/{course.processes} of weights, gradients and optimizer"
+        )

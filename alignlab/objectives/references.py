@@ -160,8 +160,8 @@ class AdaptersOff(FrozenCopy):
 
 def live(backbone: Backbone) -> Reference:
     """The reference that costs least: without adapters where there are some that change nothing yet, else a copy."""
-    if backbone.device.type == "meta":  # there are shapes alone
-        return FrozenCopy()
+    if backbone.device.type == "meta":  # there are shapes alone, of adapters that are taken to be new
+        return AdaptersOff() if has_adapters(backbone) else FrozenCopy()
     return AdaptersOff() if has_adapters(backbone) and adapters_are_new(backbone) else FrozenCopy()
 
 

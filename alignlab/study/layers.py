@@ -11,6 +11,8 @@ from alignlab.experiment.reading import read as read_experiment
 from alignlab.experiment.stages import STAGE
 from alignlab.study.file import Start, StudyFile, files
 
+PATH = "backbone.path"
+
 
 def arm_configs(file: StudyFile, faults: list[str]) -> dict[str, dict[str, Any]]:
     """Base, the arm's files, the study's overrides, the arm's keys, the command line: each laid over the last.
@@ -28,7 +30,7 @@ def arm_configs(file: StudyFile, faults: list[str]) -> dict[str, dict[str, Any]]
             config = put(config, *parse_override(change), (), change)
         configs[arm] = config
     readable = len(faults) == unread
-    faults += _contested(file)
+    faults += _contested(file, configs)
     return configs if readable else {}
 
 
@@ -65,23 +67,42 @@ def placing(file: StudyFile, config: dict[str, Any], arm: str, start: Start, see
 
 
 def _from_stage(config: dict[str, Any]) -> bool:
-    backbone = config.get("backbone")
-    path = backbone.get("path") if isinstance(backbone, dict) else None
+    path = _path(config)
     return isinstance(path, str) and path.startswith(STAGE)
 
 
 def own_start(config: dict[str, Any]) -> str:
     """The name of the one start of a study that names none: its baseline's checkpoint."""
-    backbone = config.get("backbone")
-    path = backbone.get("path") if isinstance(backbone, dict) else None
+    path = _path(config)
     return Path(path).name if isinstance(path, str) else "base"
 
 
-def _contested(file: StudyFile) -> list[str]:
+def is_judged(keys: dict[str, Any], config: dict[str, Any]) -> bool:
+    """Whether an arm names a model by its path and trains nothing: it is judged as it is, whatever the start.
+
+    Args:
+        keys: The arm's own.
+        config: All of the arm's.
+    """
+    trainer = config.get("trainer")
+    trains = not isinstance(trainer, dict) or trainer.get("max_steps") != 0
+    if trains or _path(keys) is None or _from_stage(config):
+        return False
+    return not any(config["backbone"].get(other) for other in ("fresh", "take"))
+
+
+def _path(config: dict[str, Any]) -> Any:
+    backbone = config.get("backbone")
+    return backbone.get("path") if isinstance(backbone, dict) else None
+
+
+def _contested(file: StudyFile, configs: dict[str, dict[str, Any]]) -> list[str]:
     """What is said of keys that the study itself sets for every cell, so that it would have no effect."""
     faults = [f"overrides: {key}: {why}" for key, _, why, _ in _decided(file, file.overrides)]
     for arm, keys in file.arms.items():
-        faults += [f"arm {arm}: {key}: {why}" for key, _, why, _ in _decided(file, keys)]
+        decided = [each for each in _decided(file, keys) if each[0] != PATH or not is_judged(keys, configs[arm])]
+        more = "; a model that is judged as it is has trainer.max_steps 0 and no fresh parts"
+        faults += [f"arm {arm}: {key}: {why}{more if key == PATH else ''}" for key, _, why, _ in decided]
     for change in file.last:
         for _, value, why, instead in _decided(file, put({}, *parse_override(change), (), change)):
             use = f"; use --{instead} {shlex.quote(show([value]))}" if instead else ""
@@ -95,7 +116,7 @@ def _decided(file: StudyFile, changes: dict[str, Any]) -> Iterator[tuple[str, An
         yield "seed", changes["seed"], "a study's seeds stand under its key 'seeds'", "seeds"
     backbone, wandb = changes.get("backbone"), changes.get("wandb")
     if file.starts and isinstance(backbone, dict) and "path" in backbone and not _from_stage(changes):
-        yield "backbone.path", backbone["path"], "the study's key 'starts' sets backbone.path for all arms", "starts"
+        yield PATH, backbone["path"], "the study's key 'starts' sets backbone.path for all arms", "starts"
     if isinstance(wandb, dict) and "group" in wandb:
         why = f"the cells of a study are the group {file.path.stem!r}, named after its file"
         yield "wandb.group", wandb["group"], why, None

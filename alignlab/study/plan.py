@@ -2,7 +2,7 @@
 
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from alignlab.errors import InputError
 from alignlab.experiment.reading import merge
 from alignlab.study.differences import differences, leaves
 from alignlab.study.file import Start, StudyFile, read, slug
-from alignlab.study.layers import arm_configs, own_start, placing
+from alignlab.study.layers import arm_configs, is_judged, own_start, placing
 from alignlab.study.state import State, read_json, state, write_json
 
 MANIFEST = "study.json"
@@ -87,7 +87,7 @@ class Study:
         faults: list[str] = []
         file = read(path, overrides, faults)
         wrong: dict[str, list[str]] = defaultdict(list)
-        cells, notes = _share(_expand(file, directory, faults, wrong))
+        cells, notes = _share(*_expand(file, directory, faults, wrong))
         for cell, line in _refused(cells):
             wrong[line].append(cell.arm)
         faults += [f"{_owners(names, file.arms)}: {line}" for line, names in wrong.items()]
@@ -156,26 +156,34 @@ def _check_owner(directory: Path, name: str) -> None:
         )
 
 
-def _expand(file: StudyFile, directory: Path, faults: list[str], wrong: dict[str, list[str]]) -> list[Cell]:
-    """Every cell, resolved; ``wrong`` takes the faults of those that cannot be, with their arms."""
+def _expand(
+    file: StudyFile, directory: Path, faults: list[str], wrong: dict[str, list[str]]
+) -> tuple[list[Cell], set[str]]:
+    """Every cell, resolved, and the arms that are judged as they are.
+
+    Args:
+        wrong: Takes the faults of cells that cannot be resolved, with their arms.
+    """
     from alignlab.experiment.config import digest, resolve
 
     cells: list[Cell] = []
     arms = arm_configs(file, faults)
     starts = file.starts or (Start(own_start(arms.get(file.baseline, {})), None),)
+    judged = {arm for arm, config in arms.items() if is_judged(file.arms[arm], config)}
     for (arm, config), start in itertools.product(arms.items(), starts):
+        begin = Start(own_start(config), None) if arm in judged else start
         for seed in file.arm_seeds.get(arm, file.seeds) or (0,):
             try:
-                written = merge(config, placing(file, config, arm, start, seed))
+                written = merge(config, placing(file, config, arm, begin, seed))
                 resolved = resolve(written)
             except InputError as error:
                 for line in _lines(error):
                     wrong[line].append(arm)
                 break  # another seed has the same faults
             content = digest(resolved)
-            place = directory / "cells" / slug(arm) / f"{slug(start.name)}-seed{seed}-{content}"
+            place = directory / "cells" / slug(arm) / f"{slug(begin.name)}-seed{seed}-{content}"
             cells.append(Cell(arm, start.name, seed, resolved, place, content, dict(leaves(written))))
-    return cells
+    return cells, judged
 
 
 def _refused(cells: Sequence[Cell]) -> Iterator[tuple[Cell, str]]:
@@ -230,7 +238,7 @@ def _owners(names: list[str], arms: dict[str, Any]) -> str:
     return "every arm" if len(names) == len(arms) > 1 else ("arm " if len(names) == 1 else "arms ") + ", ".join(names)
 
 
-def _share(cells: list[Cell]) -> tuple[tuple[Cell, ...], tuple[str, ...]]:
+def _share(cells: list[Cell], judged: Collection[str]) -> tuple[tuple[Cell, ...], tuple[str, ...]]:
     """Let cells of the same content, whatever their names, share the directory of the first: it is computed once."""
     first: dict[str, Cell] = {}
     shared, notes = [], {}
@@ -241,6 +249,8 @@ def _share(cells: list[Cell]) -> tuple[tuple[Cell, ...], tuple[str, ...]]:
             notes[
                 f"{cell.arm} is the same config as {original.arm}; it is computed once and stands under both names."
             ] = 0
+        elif original.start != cell.start and cell.arm in judged:
+            notes[f"{cell.arm} is judged as it is, once a seed, and is compared with others of every start."] = 0
         elif original.start != cell.start:
             notes[f"Start {cell.start} is the same as {original.start}; it is computed once."] = 0
     return tuple(shared), tuple(notes)

@@ -51,16 +51,19 @@ OBJECTIVES: dict[str, tuple[str, dict[str, Any]]] = {
 
 def data_of(kind: str, folder: Path, batch_size: int) -> dict[str, Any]:
     """Settings of the data; of ``towers`` and ``texts`` they are pairs with a teacher's embeddings."""
-    fixed = {"val_fraction": 0.005, "batch_size": batch_size}
+    fixed: dict[str, Any] = {"val_fraction": 0.005, "batch_size": batch_size}
     if kind == "pairs":
         path = folder / "data" / "seva" / "pairs.jsonl"
         return {"class_path": "Preferences", "init_args": {**fixed, "path": str(path)}}
-    where = folder / "data" / ("llava/finetune" if kind == "finetune" else "unime")
-    fixed |= {"test_fraction": 0.0, "image_folder": str(where / "pictures")}
     if kind == "finetune":
+        where = folder / "data" / "llava" / "finetune"
+        fixed |= {"test_fraction": 0.0, "image_folder": str(where / "pictures")}
         return {"class_path": "LlavaJson", "init_args": {**fixed, "path": str(where / "llava_v1_5_mix665k.json")}}
-    files = {"path": str(where / "texts.json"), "embeddings": str(where / "texts.safetensors")}
-    return {"class_path": "LlavaPairs", "init_args": {**fixed, **files}}
+    where = folder / "data" / "llm2clip"
+    files = {"path": str(where / "shards"), "embeddings": str(where / "captions.safetensors")}
+    columns = {"image": "jpg", "captions": "txt", "id": "__key__"}
+    settings = {"columns": columns, "splits": {"train": "train", "val": 0.005}, "batch_size": batch_size}
+    return {"class_path": "Table", "init_args": {**settings, **files}}
 
 
 def measure(name: str, folder: Path, arguments: Namespace) -> Probe:

@@ -7,17 +7,21 @@ The texts have the lengths of the real ones, roughly; they are made of the lab's
 """
 
 import argparse
+import csv
 import json
 import random
+import tarfile
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy
+from datasets import Dataset, disable_progress_bars
 from PIL import Image
 
 from alignlab.batch import Example
-from alignlab.data import LlavaPairs
+from alignlab.data import AlignmentData, Table
 from alignlab.data.embeddings import head
 from alignlab.data.identity import fingerprint_of, id_hash, target_hash
 from alignlab.data.scenes.lexicon import VOCABULARY
@@ -35,9 +39,13 @@ def said(chance: random.Random, low: int, high: int) -> str:
 def draw(folder: Path, names: Sequence[str], chance: random.Random) -> None:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        size = chance.choice([(640, 480), (480, 640), (500, 375), (336, 336)])
-        noise = numpy.random.default_rng(chance.randrange(2**32)).integers(0, 256, (12, 16, 3), dtype="uint8")
-        Image.fromarray(noise).resize(size).save(folder / name)
+        drawn(chance).save(folder / name)
+
+
+def drawn(chance: random.Random) -> Image.Image:
+    size = chance.choice([(640, 480), (480, 640), (500, 375), (336, 336)])
+    noise = numpy.random.default_rng(chance.randrange(2**32)).integers(0, 256, (12, 16, 3), dtype="uint8")
+    return Image.fromarray(noise).resize(size)
 
 
 def turns(*texts: str) -> list[dict[str, str]]:
@@ -91,7 +99,50 @@ def preferences(folder: Path, file: str, count: int, chance: random.Random) -> N
     (folder / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def embeddings(file: Path, data: LlavaPairs, width: int) -> None:
+def nli(file: Path, count: int, chance: random.Random) -> None:
+    """Three texts a row, as in nli_for_simcse.csv: a premise, what follows from it, and what contradicts it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", newline="") as content:
+        rows = csv.writer(content)
+        rows.writerow(("sent0", "sent1", "hard_neg"))
+        rows.writerows([said(chance, 8, 24), said(chance, 4, 12), said(chance, 4, 12)] for _ in range(count))
+
+
+def mmeb(folder: Path, count: int, chance: random.Random) -> None:
+    """Two of MMEB's training sets, half of the rows each: pictures with texts to find, and texts with pictures."""
+    names = [f"images/{index:06d}.jpg" for index in range(NUM_PICTURES)]
+    draw(folder, names, chance)
+    shown = [names[index % NUM_PICTURES] for index in range(count // 2)]
+    texts = [said(chance, 1, 24) for _ in shown]
+    wrong = [said(chance, 1, 24) for _ in shown]
+    picture, none = ["<|image_1|>\nRepresent the given image."] * len(shown), [""] * len(shown)
+    sides = {
+        "A-OKVQA": ((picture, shown), (texts, none), (wrong, none)),
+        "VisDial": ((texts, none), (picture, shown), (picture, [*shown[1:], shown[0]])),
+    }
+    columns = (("qry", "qry_image_path"), ("pos_text", "pos_image_path"), ("neg_text", "neg_image_path"))
+    for subset, contents in sides.items():
+        pairs = zip(columns, contents, strict=True)
+        table = {name: values for each in pairs for name, values in zip(*each, strict=True)}
+        (folder / subset).mkdir(parents=True, exist_ok=True)
+        Dataset.from_dict(table).to_parquet(folder / subset / "original-00000-of-00001.parquet")
+
+
+def shards(folder: Path, count: int, chance: random.Random) -> None:
+    """Pictures with captions in two tar files, as img2dataset packs them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for shard in range(2):
+        with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:
+            for index in range(count // 2):
+                picture = BytesIO()
+                drawn(chance).save(picture, "JPEG")
+                for kind, content in (("jpg", picture.getvalue()), ("txt", said(chance, 20, 90).encode())):
+                    member = tarfile.TarInfo(f"{shard:05d}{index:04d}.{kind}")
+                    member.size = len(content)
+                    tar.addfile(member, BytesIO(content))
+
+
+def embeddings(file: Path, data: AlignmentData, width: int) -> None:
     """What ``alignlab embed`` would write, of a teacher that knows nothing."""
     examples: list[tuple[str, Example]] = [(split, each) for split in ("train", "val") for each in data.examples(split)]
     ids, targets = ([hashed(*each) for each in examples] for hashed in (id_hash, target_hash))
@@ -107,22 +158,22 @@ def write_samples(folder: Path, *, num_records: int = 96, width: int = 4096) -> 
         num_records: In each file.
         width: Of the embeddings: 4096, as those of NV-Embed-v2 and Llama-3-8B.
     """
+    disable_progress_bars()
     chance, data = random.Random(0), folder / "data"
     captions(data / "llava" / "pretrain", "blip_laion_cc_sbu_558k.json", num_records, chance, low=6, high=18)
     instructions(data / "llava" / "finetune", "llava_v1_5_mix665k.json", num_records, chance)
     captions(data / "seva", "questions.json", num_records, chance, low=1, high=40)
     preferences(data / "seva", "pairs.jsonl", num_records, chance)
-    captions(data / "unime", "texts.json", num_records, chance, low=8, high=24)
-    captions(data / "unime", "mmeb.json", num_records, chance, low=1, high=24)
-    captions(data / "llm2clip", "captions.json", num_records, chance, low=20, high=90)
-    for name, file in (("unime", "texts"), ("llm2clip", "captions")):
-        pairs = LlavaPairs(
-            path=str(data / name / f"{file}.json"),
-            image_folder=str(data / name / "pictures"),
-            val_fraction=0.005,
-            test_fraction=0.0,
-        )
-        embeddings(data / name / f"{file}.safetensors", pairs, width)
+    nli(data / "unime" / "nli_for_simcse.csv", num_records, chance)
+    mmeb(data / "unime" / "MMEB-train", num_records, chance)
+    shards(data / "llm2clip" / "shards", num_records, chance)
+    pictured = {"image": "jpg", "target": "txt", "id": "__key__"}
+    for path, columns, file in (
+        ("unime/nli_for_simcse.csv", {"query": "sent1", "target": "sent0"}, "unime/texts"),
+        ("llm2clip/shards", pictured, "llm2clip/captions"),
+    ):
+        table = Table(path=str(data / path), columns=columns, splits={"train": "train", "val": 0.005})
+        embeddings(data / f"{file}.safetensors", table, width)
 
 
 def main() -> None:

@@ -1,6 +1,8 @@
 """What ``--dry-run`` prints and leaves alone, and that a training's speed is counted without changing it."""
 
+import gc
 import random
+from dataclasses import replace
 
 import numpy
 import pytest
@@ -81,6 +83,45 @@ def test_a_stage_that_needs_an_earlier_one_s_visual_tokenizer_is_told_of_by_a_li
     told = dry_run(config_of("stage:tokenizer", stages={"tokenizer": first}, objective="LaVIT", data=data))
     assert list(told) == ["tokenizer"]
     assert "It needs the visual tokenizer of an earlier stage" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_dry_run_leaves_the_folders_of_features_and_cached_references_alone(tiny_path, tmp_path, capsys):
+    reference = {"class_path": "Cached", "init_args": {"folder": str(tmp_path / "references")}}
+    config = config_of(
+        tiny_path,
+        stages={"pairs": {"data": DATA, "pairs": {"num_examples": 24, "max_new_tokens": 4}}},
+        objective={"class_path": "SeVa", "init_args": {"reference": reference}},
+        backbone={"path": str(tiny_path), "features": str(tmp_path / "features")},
+        adapter={"class_path": "Full", "init_args": {"parts": ["projector"]}},
+        data={"class_path": "Preferences", "init_args": {"path": "stage:pairs", "batch_size": 4}},
+        trainer={"max_steps": 4, "accelerator": "cpu", "devices": 2, "strategy": "fsdp2"},
+    )
+    told = dry_run(config)["main"]
+    gc.collect()  # features that wait would be written as their backbone goes
+    assert not list(tmp_path.iterdir())
+    assert told.probe.flops > 0 and "the reference's copies" not in told.memory.others
+    said = " ".join(capsys.readouterr().out.split())
+    for note in ("backbone.features: neither read nor written", "the pass over all pairs", "each has about 1/2 of"):
+        assert note in said
+
+
+ALL = {"class_path": "Full", "init_args": {"parts": ["vision_tower", "projector", "language_model"]}}
+BESIDE = {"class_path": "LoRA", "init_args": {"rank": 2, "train": ["projector"]}}
+
+
+@pytest.mark.parametrize(("adapter", "copied"), [(ALL, "total"), (BESIDE, "projector")])
+def test_memory_counts_a_reference_s_copies_and_buffers(tiny_path, adapter, copied):
+    experiment = experiment_of(tiny_path, objective="SeVa", adapter=adapter)
+    examples = experiment.data.filled("train")
+    experiment.data.supplies = (*experiment.data.supplies, "rejected")
+    told = estimate(experiment, [replace(examples[index], rejected=("a circle .",)) for index in range(16)])
+    objective = made(experiment)
+    copies = sum(kept.nbytes for _, kept in objective.reference.kept)
+    buffers = sum(buffer.nbytes for buffer in objective.buffers())
+    assert told.memory.others == {"the reference's copies": copies, "buffers": buffers}
+    count = told.parameters["total"] if copied == "total" else told.parameters["parts"][copied]["total"]
+    assert copies == 4 * count and buffers > 0
+    assert told.memory.fixed == sum(told.memory.weights.values()) + copies + buffers + 12 * told.parameters["trained"]
 
 
 def test_4_bits_are_predicted_where_nothing_can_be_quantised(tmp_path):

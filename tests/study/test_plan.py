@@ -257,6 +257,27 @@ seeds: [0, 1]
 """
 
 
+def test_a_model_by_its_path_is_judged_as_it_is_beside_every_start(load, tiny_path):
+    arms = f"MLE: {{objective: MLE}}, other: {{backbone: {{path: {tiny_path}, fresh: []}}, trainer: {{max_steps: 0}}}}"
+    starts = "starts: [scenes-parts, scenes-parts-1]\nseeds: [0, 1]"
+    study = load(f"arms: {{{arms}}}\noverrides: {{objective: MLE}}\n{starts}")
+    places = [(start, seed) for start in ("scenes-parts", "scenes-parts-1") for seed in (0, 1)]
+    assert [(cell.start, cell.seed) for cell in study.cells] == places * 2  # each has its partner
+    others = study.cells[4:]
+    assert {cell.config["backbone"]["path"] for cell in others} == {str(tiny_path)}
+    assert len({cell.directory for cell in others}) == 2 and others[0].directory == others[2].directory
+    assert others[0].directory.name.startswith(f"{tiny_path.name}-seed0")
+    assert "other is judged as it is, once a seed, and is compared with others of every start." in study.notes
+
+
+@pytest.mark.parametrize("more", ["", "fresh: []", "trainer"])
+def test_a_model_by_its_path_that_would_be_trained_or_drawn_anew_has_no_place_beside_starts(load, more):
+    trainer, fresh = (", trainer: {max_steps: 0}", "") if more == "trainer" else ("", f", {more}" if more else "")
+    arm = f"{{objective: MLE, backbone: {{path: scenes-vlm{fresh}}}{trainer}}}"
+    message = faults(load, f"arms: {{MLE: {{objective: MLE}}, other: {arm}}}\nstarts: [scenes-parts]")
+    assert "arm other: backbone.path" in message and "has trainer.max_steps 0 and no fresh parts" in message
+
+
 def test_what_only_the_objects_know_is_found_before_anything_starts(load):
     message = faults(load, WRONG)
     assert ": 3 errors" in message
