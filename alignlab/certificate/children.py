@@ -16,7 +16,7 @@ import torch
 
 from alignlab.errors import InputError
 
-PATIENCE = 60.0
+PATIENCE = 120.0
 """Seconds after which children are taken to wait for each other for ever; they need a few."""
 
 Work = Callable[..., Mapping[str, Any]]

@@ -77,13 +77,10 @@ def _prepared(
     part: Mapping[str, Any], stages: Mapping[str, Any]
 ) -> tuple[Experiment, Sequence[Example], tuple[str, ...]]:
     """A stage's objects, its training examples, and what stands in for what is not there yet."""
-    backbone = {**outlined(part["backbone"], stages), "features": None}  # which a try would write
-    whole = {**_without_4_bits(part), "stages": {}, "evaluators": [], "backbone": backbone}
+    whole = {**_without_4_bits(part), "stages": {}, "evaluators": [], "backbone": outlined(part["backbone"], stages)}
     makers, notes = makers_of(part, stages), ()
     if part["backbone"]["path"] != whole["backbone"]["path"] or part["backbone"]["take"]:
         notes = (f"weights of earlier stages are not there yet: those of {whole['backbone']['path']} stand in",)
-    if part["backbone"]["features"] is not None:
-        notes += ("the vision tower's features are computed in each micro-batch, none read or kept",)
     if not makers:
         experiment = instantiate(whole)
         return experiment, experiment.data.filled("train"), notes
