@@ -10,7 +10,7 @@ from alignlab.backbones.plain import settle_generation, write_plain
 from alignlab.errors import InputError
 from alignlab.experiment import record
 from alignlab.experiment.card import CONFIG, MAX_NEW_TOKENS, Run, card
-from alignlab.experiment.opening import is_run
+from alignlab.experiment.opening import check_there, is_run
 from alignlab.experiment.run import load
 from alignlab.modules.parted import Dtype
 
@@ -39,6 +39,7 @@ def export(source: Path, output: Path, *, dtype: Dtype | None = None) -> str | N
         raise InputError(
             f"{output} lies in {source}, which would be exported into itself; choose a directory elsewhere"
         )
+    check_there("export", str(source))
     backbone = _opened(source)
     run = Run.read(source) if is_run(source) else None
     where = output.absolute()
@@ -52,6 +53,7 @@ def export(source: Path, output: Path, *, dtype: Dtype | None = None) -> str | N
             (partial / "README.md").write_text(card(backbone, run, reason=reason, generation=generation))
             if run is not None:
                 shutil.copyfile(source / "config.yaml", partial / CONFIG)
+            record.let_others_read(partial)
             partial.chmod(0o755)  # as other directories, not as temporary ones
             os.replace(partial, where)  # over an empty directory, too
         finally:

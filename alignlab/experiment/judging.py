@@ -15,7 +15,7 @@ from alignlab.backbones.plain import lies_beside
 from alignlab.errors import InputError
 from alignlab.experiment import record
 from alignlab.experiment.config import digest, dump, instantiate, resolve_file
-from alignlab.experiment.opening import backbone_named, is_run
+from alignlab.experiment.opening import backbone_named, check_there, is_run
 from alignlab.experiment.preflight import check_judging
 from alignlab.experiment.reading import parse_override
 from alignlab.experiment.run import quiet_libraries
@@ -129,10 +129,7 @@ def _check_source(source: str) -> None:
     folder = Path(source)
     if source in packaged() or is_run(folder):
         return
-    if not folder.is_dir() and (folder.parent.is_dir() or source.count("/") != 1):
-        raise InputError(
-            f"evaluate: there is no directory {source}, and the packaged checkpoints are {', '.join(packaged())}"
-        )
+    check_there("evaluate", source)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise InputError(
             f"evaluate: {source} is neither a run directory (config.yaml, metrics.json) nor a model's (config.json)"

@@ -57,6 +57,15 @@ def data_in_words(config: Mapping[str, Any]) -> str:
     return f"{config['data']['class_path']}({', '.join(f'{name}={value!r}' for name, value in settings.items())})"
 
 
+def check_there(who: str, source: str) -> None:
+    """Raise InputError for what is no directory, no packaged checkpoint, and looks like no name of the hub."""
+    folder = Path(source)
+    if not folder.is_dir() and source not in packaged() and (folder.parent.is_dir() or source.count("/") != 1):
+        raise InputError(
+            f"{who}: there is no directory {source}, and the packaged checkpoints are {', '.join(packaged())}"
+        )
+
+
 def is_run(folder: Path) -> bool:
     """Whether it is, or was to become, a run directory."""
     return (folder / "config.yaml").is_file()

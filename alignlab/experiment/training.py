@@ -96,6 +96,7 @@ def train_and_judge(config: dict[str, Any], experiment: Experiment, output: Path
     evaluated = time.perf_counter() - started
     with record.writing(output / "backbone"):
         trained.backbone.save(output / "backbone", dtype=config["save_dtype"])
+        record.let_others_read(output / "backbone")
     metrics = {
         "seed": config["seed"],
         "config_hash": digest(config),

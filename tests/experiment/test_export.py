@@ -108,3 +108,14 @@ def test_a_backbone_without_adapters_is_written_as_it_is(tiny_path, tmp_path):
     assert export(tiny_path, tmp_path / "out") is None
     first, second = (load_file(folder / "model.safetensors") for folder in (tiny_path, tmp_path / "out"))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_name_of_nothing_is_refused_as_what_it_looks_like(tmp_path):
+    with pytest.raises(InputError, match=r"export: there is no directory .*nowhere, and the packaged checkpoints are"):
+        export(tmp_path / "nowhere", tmp_path / "out")
+
+
+def test_weights_can_be_read_by_whoever_may_read_the_rest(tiny_path, tmp_path):
+    export(tiny_path, tmp_path / "out")
+    modes = {file.stat().st_mode for file in (tmp_path / "out").iterdir() if file.is_file()}
+    assert len(modes) == 1
