@@ -35,7 +35,9 @@ PATIENCE = 300.0
 """Seconds of one shape of few layers after which no other is tried."""
 
 CHUNKS = 2
-"""Chunks that are tried of a batch that is computed in more of them."""
+"""Chunks that are tried of a batch that is computed in more of them, but no more than ROWS samples."""
+
+ROWS = 16
 
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes of a weight in 4 bits: its own, 8 bits of scale a block of 64, and 32 bits a block of 256 of those."""
@@ -97,7 +99,8 @@ def estimate(experiment: Experiment, examples: Sequence[Example], *, in_4_bits: 
     with torch.device("meta"):
         outline = open_backbone(**_outlined(experiment.backbone))
         full = _on_meta(experiment)
-    batch_size, tried = experiment.data.batch_size, _tried_of(experiment.data.batch_size, full)
+    batch_size, chunk = experiment.data.batch_size, _chunk_of(full)
+    tried = batch_size if chunk is None else min(batch_size, CHUNKS * chunk, ROWS)
     makeup = made_of(
         examples,
         _order(experiment.data, len(examples)),
@@ -111,7 +114,8 @@ def estimate(experiment: Experiment, examples: Sequence[Example], *, in_4_bits: 
     quantized = _quantized(full, in_4_bits)
     memory = _fixed(subject, quantized)
     if found is not None:
-        found = _of_all_chunks(found, batch_size / tried)
+        if chunk is not None:
+            found = _of_all_chunks(found, batch_size, tried, chunk, memory.gradients)
         # What is computed again in chunks is not kept, and gradients are counted already.
         activations = max(found.activations, found.live - memory.gradients)
         memory = replace(memory, activations=activations * makeup.longest)
@@ -142,25 +146,30 @@ def _order(data: AlignmentData, num_examples: int) -> Iterable[list[int]]:
     return ShuffledBatches(num_examples, batch_size, seed=data.order_seed, rank=0, processes=1, who=who)
 
 
-def _tried_of(batch_size: int, objective: Objective | None) -> int:
-    """The examples of a batch that are tried: of what is computed in chunks only a few of these."""
+def _chunk_of(objective: Objective | None) -> int | None:
+    """Samples that are computed at a time; None: all."""
     parts = () if objective is None else objective.modules()
     sizes = [each.chunk_size for each in parts if isinstance(each, Contrastive) and each.chunk_size is not None]
-    return min(batch_size, CHUNKS * max(sizes, default=batch_size))
+    return max(sizes, default=None)
 
 
-def _of_all_chunks(found: Probe, factor: float) -> Probe:
-    """A whole batch of which a few chunks were tried; what lives at a time is one chunk's."""
+def _of_all_chunks(found: Probe, batch_size: int, tried: int, chunk: int, gradients: float) -> Probe:
+    """A whole batch of which a few samples were tried; what lives at a time, beside gradients, is one chunk's."""
+    all_of, one_of = batch_size / tried, min(chunk, batch_size) / min(chunk, tried)
     return replace(
-        found, seconds=found.seconds * factor, flops=found.flops * factor, activations=found.activations * factor
+        found,
+        seconds=found.seconds * all_of,
+        flops=found.flops * all_of,
+        activations=found.activations * all_of,
+        live=gradients + max(found.live - gradients, 0.0) * one_of,
     )
 
 
 def _chunked(batch_size: int, tried: int) -> Iterator[str]:
     if tried < batch_size:
         yield (
-            f"chunk_size: {tried} of the {batch_size:,} samples of a micro-batch were tried, {CHUNKS} chunks of them; "
-            "time, FLOPs and what is kept are in proportion, and what compares all samples with all is left out"
+            f"chunk_size: {tried} of the {batch_size:,} samples of a micro-batch were tried; time, FLOPs and memory "
+            "are in proportion to samples, and what compares all of them with all is left out"
         )
 
 

@@ -85,7 +85,7 @@ def made_of(
     """
     if not len(examples):
         raise InputError("the training split is empty, so there is nothing to look at")
-    sampled, batches, seconds = _sampled(examples, order, batch_size), [], []
+    sampled, batches, seconds = first_batches(examples, order, batch_size), [], []
     for some in sampled:
         started = time.perf_counter()
         batches.append(_without_pictures(encoder.batch(some, names)))
@@ -106,7 +106,7 @@ def made_of(
     )
 
 
-def _sampled(examples: Sequence[Example], order: Iterable[list[int]], batch_size: int) -> list[list[Example]]:
+def first_batches(examples: Sequence[Example], order: Iterable[list[int]], batch_size: int) -> list[list[Example]]:
     """The first batches of training."""
     count = max(math.ceil(SAMPLE / batch_size), min(BATCHES, MOST // batch_size))
     return [[examples[index] for index in batch[:MOST]] for batch in islice(order, count)]
