@@ -81,7 +81,8 @@ def cache(tmp_path_factory):
 def samples(tmp_path_factory):
     """A folder with a few records of the data that the recipes name."""
     folder = tmp_path_factory.mktemp("samples")
-    runpy.run_path(str(ROOT / "recipes" / "samples.py"))["write_samples"](folder, num_records=48, width=32)
+    write = runpy.run_path(str(ROOT / "recipes" / "samples.py"))["write_samples"]
+    write(folder, num_records=48, num_pairs=48, width=32)
     return folder
 
 

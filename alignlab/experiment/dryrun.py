@@ -16,7 +16,8 @@ from alignlab.experiment.preflight import makers_of, preflight
 from alignlab.experiment.run import quiet_libraries
 from alignlab.experiment.show import parameters_table
 from alignlab.experiment.stages import STAGE, outlined
-from alignlab.experiment.throughput import peak_of, scaled
+from alignlab.experiment.throughput import peak_of
+from alignlab.experiment.units import count, duration, scaled, size
 from alignlab.modules.parted import Part
 
 WIDTH = 120
@@ -140,49 +141,53 @@ def _makeup_table(told: Estimate) -> Table:
 
 def _course_rows(told: Estimate) -> Iterator[tuple[str, str]]:
     course, makeup = told.course, told.makeup
-    yield "examples", ", ".join(f"{split} {count:,}" for split, count in course.splits.items())
+    streamed = {} if "train" in course.splits else {"train": "a stream"}
+    splits = {**streamed, **{split: f"{number:,}" for split, number in course.splits.items()}}
+    yield "examples", ", ".join(f"{split} {number}" for split, number in splits.items())
     yield "pictures a sample, all sequences", f"{makeup.pictures:.2f}"
-    a_step = f"{course.processes} process(es) x {course.accumulate} micro-batch(es) x {len(makeup.typical)}"
+    each = course.samples // (course.processes * course.accumulate)
+    a_step = f"{course.processes} process(es) x {course.accumulate} micro-batch(es) x {each}"
     yield "samples a step", f"{course.samples:,} = {a_step}"
     if course.steps is not None:
         samples = course.batches * course.samples // course.accumulate
         if course.epochs is None:
             yield "steps", f"{course.steps:,}"
         else:
-            yield "steps, epochs", f"{course.steps:,}, {course.epochs:.2f}"
-        yield "samples, tokens", f"{samples:,}, {samples * makeup.tokens:.3g}"
+            yield "steps, epochs", f"{course.steps:,}, {course.epochs:,.2f}"
+        yield "samples, tokens", f"{samples:,}, {count(samples * makeup.tokens).strip()}"
 
 
 def _memory_rows(told: Estimate) -> Iterator[tuple[str, str]]:
     memory = told.memory
-    for kind, size in memory.weights.items():
-        yield f"weights, {kind}", _bytes(size)
-    for what, size in memory.others.items():
-        yield what, _bytes(size)
+    for kind, held in memory.weights.items():
+        yield f"weights, {kind}", size(held)
+    for what, held in memory.others.items():
+        yield what, size(held)
     if told.parameters is not None:
-        yield "share of all weights that trains", f"{100 * told.parameters['trained'] / told.parameters['total']:.2f} %"
-    yield "gradients", _bytes(memory.gradients)
-    yield "optimizer (AdamW)", _bytes(memory.optimizer)
+        yield "trained weights, of all weights", f"{100 * told.parameters['trained'] / told.parameters['total']:.2f} %"
+    yield "gradients", size(memory.gradients)
+    yield "optimizer (AdamW)", size(memory.optimizer)
     if memory.activations is not None:
-        yield "activations of the largest micro-batch", _bytes(memory.activations)
-        yield "predicted peak", _bytes(memory.fixed + memory.activations)
+        yield "activations of the largest micro-batch", size(memory.activations)
+        yield "predicted peak", size(memory.fixed + memory.activations)
     if told.probe is not None and told.probe.peak:
-        yield "measured peak, of a typical micro-batch", _bytes(told.probe.peak)
+        yield "measured peak, of the micro-batch that was tried", size(told.probe.peak)
 
 
 def _time_rows(told: Estimate) -> Iterator[tuple[str, str]]:
-    yield "encoding a micro-batch, one worker", f"{told.makeup.encoding:.3g} s"
+    yield "encoding a micro-batch, one worker", duration(told.makeup.encoding)
     if (found := told.probe) is None:
         return
     step = told.course.accumulate * found.seconds + found.step_seconds
     rate = found.flops / found.seconds
-    yield "forward and backward, a micro-batch", f"{found.seconds:.3g} s"
-    yield "optimizer", f"{found.step_seconds:.3g} s"
-    yield "a step", f"{step:.3g} s"
-    yield "samples, tokens a second", f"{_second(told, step):.3g}, {_second(told, step) * told.makeup.tokens:.3g}"
+    yield "forward and backward, a micro-batch", duration(found.seconds)
+    yield "optimizer", duration(found.step_seconds)
+    yield "a step", duration(step)
+    samples = told.course.samples / step
+    yield "samples, tokens a second", f"{count(samples).strip()}, {count(samples * told.makeup.tokens).strip()}"
     if told.course.steps is not None:
         seconds = told.course.batches * found.seconds + told.course.steps * found.step_seconds
-        yield "all steps", f"{seconds / 3600:.3g} h"
+        yield "all steps", duration(seconds)
     yield "FLOPs a step, all processes", scaled(found.flops * told.course.accumulate * told.course.processes).strip()
     yield "FLOP/s of one process", scaled(rate).strip()
     peak, source = peak_of(told.device)
@@ -190,11 +195,3 @@ def _time_rows(told: Estimate) -> Iterator[tuple[str, str]]:
         "MFU",
         "not known of this device" if peak is None else f"{100 * rate / peak:.1f} % of {scaled(peak)}({source})",
     )
-
-
-def _second(told: Estimate, step: float) -> float:
-    return told.course.samples / step
-
-
-def _bytes(size: float) -> str:
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

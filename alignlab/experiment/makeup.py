@@ -1,8 +1,10 @@
-"""makeup: what the sequences that an objective reads are made of, over a spread sample of the training data."""
+"""makeup: what the sequences that an objective reads are made of, over the first batches of training."""
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from statistics import mean
 
 from alignlab.backbones.batching import Batching
@@ -10,10 +12,16 @@ from alignlab.batch import IGNORE, Batch, Example, Tokens
 from alignlab.errors import InputError
 
 SAMPLE = 64
-"""Examples that are looked at, at least, where there are so many; whole batches of them."""
+"""Examples that are looked at, at least, where there are so many."""
+
+BATCHES = 8
+"""Batches that are looked at, at least, where they have no more than MOST examples: one alone may be of one length."""
 
 MOST = 256
-"""Examples that are looked at, at most."""
+"""Examples of a batch that are looked at, at most, and of all batches but for SAMPLE."""
+
+FEW = 2
+"""Examples of a batch that only warms up."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,8 @@ class Makeup:
         pictures: A sample, in all its sequences.
         tokens: A sample, in all its sequences, mean.
         encoding: Seconds to encode a batch in one process.
-        typical: The batch with the number of places, padding included, next to the mean.
+        typical: The batch with the number of places, padding included, next to the mean; of ``tried`` examples.
+        small: The first few examples of it.
         longest: Places of the largest batch over those of the typical one, at least 1.
     """
 
@@ -51,18 +60,32 @@ class Makeup:
     tokens: float
     encoding: float
     typical: Batch
+    small: Batch
     longest: float
 
 
-def made_of(examples: Sequence[Example], encoder: Batching, names: Sequence[str], batch_size: int) -> Makeup:
-    """Encode a sample of the examples in batches.
+def made_of(
+    examples: Sequence[Example],
+    order: Iterable[list[int]],
+    encoder: Batching,
+    names: Sequence[str],
+    *,
+    batch_size: int,
+    tried: int,
+) -> Makeup:
+    """Encode a sample of the examples, the first batches of training.
+
+    Args:
+        order: Places of the examples by batch, in the order of training.
+        batch_size: Examples of a whole batch.
+        tried: Examples of the typical batch, at most as many.
 
     Raises:
         InputError: There are none, or one cannot be encoded.
     """
     if not len(examples):
         raise InputError("the training split is empty, so there is nothing to look at")
-    sampled, batches, seconds = _sampled(examples, batch_size), [], []
+    sampled, batches, seconds = first_batches(examples, order, batch_size), [], []
     for some in sampled:
         started = time.perf_counter()
         batches.append(_without_pictures(encoder.batch(some, names)))
@@ -70,24 +93,23 @@ def made_of(examples: Sequence[Example], encoder: Batching, names: Sequence[str]
     # A batch of its own for each kind of sequence would be as long; those without a token are pictures alone.
     places = [_places(batch) for batch in batches]
     typical = min(range(len(batches)), key=lambda index: abs(places[index] - mean(places)))
-    counted = sum(map(len, batches))
+    counted, some = sum(map(len, batches)), _filled_up(sampled[typical], tried)
     return Makeup(
         num_examples=counted,
         rows=tuple(_row(name, batches) for name in vars(batches[0]) if _any(name, batches)),
         pictures=sum(int(tokens.num_images.sum()) for batch in batches for tokens in batch) / counted,
         tokens=sum(int(tokens.attention_mask.sum()) for batch in batches for tokens in batch) / counted,
         encoding=min(seconds),
-        typical=encoder.batch(_filled_up(sampled[typical], batch_size), names),
+        typical=encoder.batch(some, names),
+        small=encoder.batch(some[:FEW], names),
         longest=max(max(places) / max(places[typical], 1), 1.0),
     )
 
 
-def _sampled(examples: Sequence[Example], batch_size: int) -> list[list[Example]]:
-    """Batches of examples that are spread evenly."""
-    size = min(len(examples), MOST, max(SAMPLE, batch_size))
-    some = [examples[index * len(examples) // size] for index in range(size)]
-    cut = [some[start : start + batch_size] for start in range(0, size, batch_size)]
-    return cut[:-1] if len(cut) > 1 and len(cut[-1]) < batch_size else cut
+def first_batches(examples: Sequence[Example], order: Iterable[list[int]], batch_size: int) -> list[list[Example]]:
+    """The first batches of training."""
+    count = max(math.ceil(SAMPLE / batch_size), min(BATCHES, MOST // batch_size))
+    return [[examples[index] for index in batch[:MOST]] for batch in islice(order, count)]
 
 
 def _without_pictures(batch: Batch) -> Batch:
@@ -97,9 +119,9 @@ def _without_pictures(batch: Batch) -> Batch:
 
 
 def _filled_up(some: list[Example], batch_size: int) -> list[Example]:
-    """A whole batch, also where there are fewer examples than that, which then come again under other ids."""
-    again = range(len(some), batch_size)
-    return some + [replace(some[index % len(some)], id=f"{some[index % len(some)].id}+{index}") for index in again]
+    """So many examples, also where there are fewer, which then come again under other ids."""
+    again = [(some[index % len(some)], index) for index in range(len(some), batch_size)]
+    return some[:batch_size] + [replace(example, id=f"{example.id}+{index}") for example, index in again]
 
 
 def _places(batch: Batch) -> int:

@@ -23,10 +23,10 @@ from alignlab.experiment.throughput import FlopCount
 from alignlab.objectives import Cached, Free, Objective
 
 STEPS = 3
-"""Micro-batches that are timed, after one that is counted."""
+"""Micro-batches that are timed, after one that is counted; the fastest tells."""
 
 LONG = 10.0
-"""Seconds of one micro-batch from which on it is enough: counting is nothing beside it, and nothing warms up."""
+"""Seconds of all micro-batches from which on it is enough: counting is nothing beside them."""
 
 ALONE = {
     "devices": 1, "num_nodes": 1, "strategy": "auto", "max_epochs": 1, "max_steps": -1, "max_time": None,
@@ -76,7 +76,13 @@ class Probe:
 
 
 def probe(
-    experiment: Experiment, backbone: Mapping[str, Any], batch: Batch, *, steps: bool, count: int = STEPS
+    experiment: Experiment,
+    backbone: Mapping[str, Any],
+    batch: Batch,
+    *,
+    steps: bool,
+    count: int = STEPS,
+    warm_up: Batch | None = None,
 ) -> Probe:
     """Train an experiment's objective on one batch, a few times; nothing is written, and no random number is missed.
 
@@ -86,21 +92,21 @@ def probe(
         backbone: Arguments of open_backbone, in place of the experiment's.
         batch: Encoded, of one process and micro-batch.
         steps: Take optimizer steps; else gradients are computed and left.
-        count: Micro-batches that are timed.
+        count: Micro-batches that are timed; fewer where they are long and there is a warm-up, or no step.
+        warm_up: A small batch that comes before all others, neither counted nor timed.
     """
     with _randomness_kept():
         objective = made(replace(experiment, backbone=backbone))
         _without_tables(objective)
         counts = parameters_of(objective)
-        watch = _Watch(steps, count)
+        watch = _Watch(count, warm_ups=int(warm_up is not None), ends_early=warm_up is not None or not steps)
         accumulated = 1 if steps else NEVER
         settings = {**experiment.trainer, **ALONE, "accumulate_grad_batches": accumulated, "callbacks": [watch]}
         quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
         data = experiment.data
         # More than are used, since Lightning takes a step at the end of an epoch.
-        data.train_dataloader = lambda: DataLoader(
-            [batch] * (count + 2), batch_size=None, collate_fn=lambda batch: batch
-        )
+        batches = [*([] if warm_up is None else [warm_up]), *[batch] * (count + 2)]
+        data.train_dataloader = lambda: DataLoader(batches, batch_size=None, collate_fn=lambda batch: batch)
         try:
             Trainer(**settings, **quiet).fit(objective, datamodule=data)
         except _Enough:
@@ -174,10 +180,10 @@ class _Enough(Exception):
 
 
 class _Watch(Callback):
-    """Counts the first micro-batch and times the following ones."""
+    """Counts the first micro-batch after those that warm up, and times the following ones."""
 
-    def __init__(self, steps: bool, count: int) -> None:
-        self.steps, self.count = steps, count
+    def __init__(self, count: int, *, warm_ups: int, ends_early: bool) -> None:
+        self.count, self.warm_ups, self.ends_early = count, warm_ups, ends_early
         self.micro: list[float] = []
         self.step: list[float] = []
         self.kept: dict[int, int] = {}
@@ -186,7 +192,7 @@ class _Watch(Callback):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._weights = {_place(each) for each in (*module.parameters(), *module.buffers())}
-        self._number = 0
+        self._number = -self.warm_ups
         if module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(module.device)
 
@@ -204,12 +210,14 @@ class _Watch(Callback):
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *arguments: Any) -> None:
         now = _now(module.device)
         self._watching.close()
+        self._number += 1
+        if self._number <= 0:
+            return
         computed = now if self._computed is None else self._computed
         self.micro.append(computed - self._started)
         self.step.append(now - computed)
-        self._number += 1
         self.peak = torch.cuda.max_memory_allocated(module.device) if module.device.type == "cuda" else 0
-        if self._number > self.count or (self._number == 1 and self.micro[0] > LONG and not self.steps):
+        if self._number > self.count or (self.ends_early and sum(self.micro) > LONG):
             raise _Enough
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
@@ -218,8 +226,8 @@ class _Watch(Callback):
     def found(self, parameters: int, trained: int) -> Probe:
         micro, step = (values[1:] or values for values in (self.micro, self.step))
         return Probe(
-            seconds=sum(micro) / len(micro),
-            step_seconds=sum(step) / len(step),
+            seconds=min(micro),
+            step_seconds=min(step),
             flops=self.counter.total,
             activations=sum(self.kept.values()),
             live=self.live.most,

@@ -71,13 +71,13 @@ def counting_bar() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def parameters_table(parameters: "Parameters") -> Table:
-    """How many weights each part has, how many of them train, and their share of all that train."""
+    """How many weights each part has, how many of them train, and which part of all that train they are."""
     trained = max(parameters["trained"], 1)
     table = Table("part", title="what trains", show_footer=True)
     table.columns[0].footer = "all"
     for name, key in (("parameters", "total"), ("trained", "trained")):
         table.add_column(name, f"{parameters[key]:,}", justify="right")
-    table.add_column("share", f"{100 * parameters['trained'] / trained:.1f} %", justify="right")
+    table.add_column("of all trained", f"{100 * parameters['trained'] / trained:.1f} %", justify="right")
     for part, count in parameters["parts"].items():
         share = f"{100 * count['trained'] / trained:.1f} %" if count["trained"] else ""
         table.add_row(part, f"{count['total']:,}", f"{count['trained']:,}", share)

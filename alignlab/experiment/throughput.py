@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from alignlab.batch import Batch
+from alignlab.experiment.units import scaled
 
 PEAKS = {
     "H200": (989e12, "NVIDIA H200 data sheet"),
@@ -162,17 +163,9 @@ def in_words(throughput: Throughput | None) -> str:
     """One line for the terminal; empty where nothing is known, as of a training of a few steps."""
     if throughput is None or throughput["samples_per_second"] is None:
         return ""
-    words = [f"{throughput['samples_per_second']:.4g} samples/s", f"{throughput['tokens_per_second']:.4g} tokens/s"]
+    words = [f"{scaled(throughput[f'{what}_per_second'])}{what}/s" for what in ("samples", "tokens")]
     if throughput["flops_per_second"] is not None:
         words.append(f"{scaled(throughput['flops_per_second'])}FLOP/s")
     if throughput["mfu"] is not None:
         words.append(f"MFU {100 * throughput['mfu']:.1f} %")
     return ", ".join(words)
-
-
-def scaled(value: float) -> str:
-    """A number with three digits and the prefix of its unit: 12.3 T."""
-    for factor, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= factor:
-            return f"{value / factor:.3g} {prefix}"
-    return f"{value:.3g} "

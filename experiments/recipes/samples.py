@@ -131,12 +131,14 @@ def mmeb(folder: Path, count: int, chance: random.Random) -> None:
 def shards(folder: Path, count: int, chance: random.Random) -> None:
     """Pictures with captions in two tar files, as img2dataset packs them."""
     folder.mkdir(parents=True, exist_ok=True)
+    pictures = [BytesIO() for _ in range(NUM_PICTURES)]
+    for picture in pictures:
+        drawn(chance).save(picture, "JPEG")
     for shard in range(2):
         with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:
             for index in range(count // 2):
-                picture = BytesIO()
-                drawn(chance).save(picture, "JPEG")
-                for kind, content in (("jpg", picture.getvalue()), ("txt", said(chance, 20, 90).encode())):
+                picture = pictures[index % NUM_PICTURES].getvalue()
+                for kind, content in (("jpg", picture), ("txt", said(chance, 20, 90).encode())):
                     member = tarfile.TarInfo(f"{shard:05d}{index:04d}.{kind}")
                     member.size = len(content)
                     tar.addfile(member, BytesIO(content))
@@ -151,11 +153,12 @@ def embeddings(file: Path, data: AlignmentData, width: int) -> None:
     file.write_bytes(start + vectors.tobytes())
 
 
-def write_samples(folder: Path, *, num_records: int = 96, width: int = 4096) -> None:
+def write_samples(folder: Path, *, num_records: int = 96, num_pairs: int = 4224, width: int = 4096) -> None:
     """Write everything.
 
     Args:
         num_records: In each file.
+        num_pairs: In each file of pairs, of which batches have up to 4096.
         width: Of the embeddings: 4096, as those of NV-Embed-v2 and Llama-3-8B.
     """
     disable_progress_bars()
@@ -164,9 +167,9 @@ def write_samples(folder: Path, *, num_records: int = 96, width: int = 4096) -> 
     instructions(data / "llava" / "finetune", "llava_v1_5_mix665k.json", num_records, chance)
     captions(data / "seva", "questions.json", num_records, chance, low=1, high=40)
     preferences(data / "seva", "pairs.jsonl", num_records, chance)
-    nli(data / "unime" / "nli_for_simcse.csv", num_records, chance)
-    mmeb(data / "unime" / "MMEB-train", num_records, chance)
-    shards(data / "llm2clip" / "shards", num_records, chance)
+    nli(data / "unime" / "nli_for_simcse.csv", num_pairs, chance)
+    mmeb(data / "unime" / "MMEB-train", num_pairs, chance)
+    shards(data / "llm2clip" / "shards", num_pairs, chance)
     pictured = {"image": "jpg", "target": "txt", "id": "__key__"}
     for path, columns, file in (
         ("unime/nli_for_simcse.csv", {"query": "sent1", "target": "sent0"}, "unime/texts"),
@@ -179,10 +182,12 @@ def write_samples(folder: Path, *, num_records: int = 96, width: int = 4096) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write samples of the data that the recipes name.")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--records", type=int, default=96, help="in each file (default: 96)")
+    parser.add_argument("--records", type=int, default=96, help="in each file but those of pairs (default: 96)")
+    parser.add_argument("--pairs", type=int, default=4224, help="in each file of pairs (default: 4224)")
     parser.add_argument("--width", type=int, default=4096, help="of embeddings (default: 4096)")
     arguments = parser.parse_args()
-    write_samples(arguments.folder, num_records=arguments.records, width=arguments.width)
+    numbers = {"num_records": arguments.records, "num_pairs": arguments.pairs, "width": arguments.width}
+    write_samples(arguments.folder, **numbers)
     print(arguments.folder / "data")
 
 

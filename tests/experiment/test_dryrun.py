@@ -19,7 +19,8 @@ from alignlab.experiment.estimate import NF4, estimate
 from alignlab.experiment.fitting import fit
 from alignlab.experiment.probing import LiveBytes, made
 from alignlab.experiment.run import run
-from alignlab.experiment.throughput import PEAKS, FlopCount, Pace, in_words, scaled
+from alignlab.experiment.throughput import PEAKS, FlopCount, Pace, in_words
+from alignlab.experiment.units import scaled
 
 QLORA = {"class_path": "QLoRA", "init_args": {"rank": 2}}
 
@@ -51,10 +52,10 @@ def test_a_dry_run_writes_nothing_and_draws_no_random_number(tiny_path, tmp_path
     assert (states[1] == numpy.random.get_state()[1]).all()
     assert list(tmp_path.iterdir()) == [file]
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "the vision tower's features are computed in each micro-batch" in said
+    assert "neither read nor written here; all pictures are computed" in said
     for fragment in (
         "train 80, val 512", "16 = 1 process(es) x 2 micro-batch(es) x 8", "steps, epochs 4, 0.80",
-        "the whole model was tried", "MFU not known of this device", "share of all weights that trains",
+        "the whole model was tried", "MFU not known of this device", "trained weights, of all weights",
     ):  # fmt: skip
         assert fragment in said
 
@@ -141,8 +142,8 @@ def test_makeup_counts_every_token_once(tiny_path):
     examples = experiment.data.filled("train")
     told = estimate(experiment, examples)
     encoder = made(experiment).backbone.encoder
-    # 80 examples, of which 64 are looked at: those at 0, 1, 2, 3, 5, ...
-    some = [examples[index * 80 // 64] for index in range(64)]
+    # 80 examples, of which 64 are looked at: the first 8 batches of training
+    some = [examples[index] for batch in list(experiment.data.batch_order(0, 1))[:8] for index in batch]
     tokens = [encoder.batch([each], ("conversation",)).conversation for each in some]
     lengths, supervised = ([int(value) for value in values] for values in zip(*map(_counts, tokens), strict=True))
     (row,) = told.makeup.rows

@@ -9,12 +9,16 @@ import pytest
 from drawing_files import encoded
 
 from alignlab.backbones import locate
+from alignlab.backbones.depth import Depths
 from alignlab.experiment.config import instantiate, resolve
 from alignlab.experiment.course import course_of
 from alignlab.experiment.estimate import estimate
+from alignlab.experiment.extrapolating import straight_line
+from alignlab.experiment.makeup import first_batches
 from alignlab.experiment.parameters import parameters_of
-from alignlab.experiment.probing import made, probe
+from alignlab.experiment.probing import Probe, made, probe
 from alignlab.experiment.run import quiet_libraries
+from alignlab.experiment.units import count, duration, scaled
 
 DATA = {"class_path": "Scenes", "init_args": {"num_train": 80, "num_val": 8, "num_test": 8, "batch_size": 8}}
 
@@ -86,3 +90,42 @@ def test_the_last_step_of_an_epoch_has_what_is_left(tiny_path, trainer, steps, b
     experiment = experiment_of(tiny_path, trainer={"max_steps": -1, "accelerator": "cpu", **trainer})
     course = course_of(experiment, 80)
     assert (course.steps, course.batches) == (steps, batches)
+
+
+def probed(*, seconds, flops):
+    return Probe(seconds=seconds, step_seconds=0, flops=flops, activations=0, live=0, peak=0, parameters=0, trained=0)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "flops", "expected"),
+    [
+        ((2.0, 3.0, 2.5), (20, 30, 25), 2 + 9 * 1 + 4 * 0.5),  # on a line: it starts at 0.5 and rises
+        ((40.0, 30.0, 50.0), (20, 30, 25), (20 + 9 * 10 + 4 * 5) * 30 / 30),  # falls, as on a busy machine
+        ((2.0, 4.5, 2.5), (20, 30, 25), (20 + 9 * 10 + 4 * 5) * 4.5 / 30),  # starts at 2 - 2.5 - 0.5
+        ((2.0, 3.0, 1.0), (20, 30, 20), 2 + 9 * 1),  # a vision tower that no batch runs takes no time
+    ],
+)
+def test_predicted_seconds_are_positive_whatever_a_busy_machine_times(seconds, flops, expected):
+    probes = [probed(seconds=each, flops=count) for each, count in zip(seconds, flops, strict=True)]
+    found, note = straight_line(probes, Depths(text=10, vision=5, least_vision=1))
+    assert found.seconds == pytest.approx(expected)
+    assert (note is not None) == (seconds[1] in (30.0, 4.5))
+
+
+def test_the_sample_of_a_mixture_follows_its_weights_and_leaves_its_order_alone(tiny_path):
+    sources = {name: {"class_path": "Scenes", "init_args": {"num_train": 40, "num_val": 4}} for name in ("a", "b")}
+    settings = {"sources": sources, "weights": {"a": 1.0, "b": 0.0}, "batch_size": 4}
+    data = experiment_of(tiny_path, data={"class_path": "DataMixture", "init_args": settings}).data
+    examples, order = data.filled("train"), data.batch_order(0, 1)
+    drawn = first_batches(examples, order, 4)
+    assert len(drawn) == 16 and {example.source for batch in drawn for example in batch} == {"a"}
+    assert (order.epoch, order.start) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(999, "16.6 min"), (1.31e7, "152 days"), (0.5, "0.5 s"), (1e-6, "less than 0.001 s"), (7200 * 3, "6 h")],
+)
+def test_times_are_said_without_exponents(seconds, said):
+    assert duration(seconds) == said
+    assert (count(1310), count(999_999_999), scaled(999_999)) == ("1,310", "1 G", "1 M")
