@@ -35,9 +35,10 @@ PATIENCE = 300.0
 """Seconds of one shape of few layers after which no other is tried."""
 
 CHUNKS = 2
-"""Chunks that are tried of a batch that is computed in more of them, but no more than ROWS samples."""
+"""Chunks that are tried of a batch that is computed in more of them."""
 
 ROWS = 16
+"""Samples of such a batch that are tried at most."""
 
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes of a weight in 4 bits: its own, 8 bits of scale a block of 64, and 32 bits a block of 256 of those."""
