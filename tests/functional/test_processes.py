@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import distributed
 
+from alignlab.certificate.children import preload, run_children
 from alignlab.functional import gather, info_nce, sigmoid_contrastive, total
 
 
@@ -15,25 +16,18 @@ def test_alone_everything_is_as_it_was():
 
 
 def _run(work, sizes, store, *arguments):
-    """What a function gives in each of several forked processes, by rank."""
-    context = torch.multiprocessing.get_context("fork")
-    queue = context.SimpleQueue()
-    workers = [
-        context.Process(target=_one, args=(work, rank, sizes, store, queue, arguments)) for rank in range(len(sizes))
-    ]
-    for worker in workers:
-        worker.start()
-    seen = dict(queue.get() for _ in sizes)
-    for worker in workers:
-        worker.join()
-    return [seen[rank] for rank in range(len(sizes))]
+    """What a function gives in each of several processes, by rank."""
+    preload()
+    given = [(work, rank, sizes, store, arguments) for rank in range(len(sizes))]
+    return [each["seen"] for each in run_children(_one, given)]
 
 
-def _one(work, rank, sizes, store, queue, arguments):
+def _one(work, rank, sizes, store, arguments):
     distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=len(sizes))
     start = sum(sizes[:rank])
-    queue.put((rank, work(rank, slice(start, start + sizes[rank]), *arguments)))
+    seen = work(rank, slice(start, start + sizes[rank]), *arguments)
     distributed.destroy_process_group()
+    return {"seen": seen}
 
 
 def _weigh_rows(rank, rows, everything):
