@@ -1,8 +1,10 @@
 """Fixtures: tiny real models, built from configs."""
 
 import json
+import os
 from pathlib import Path
 
+os.environ["OMP_NUM_THREADS"] = "1"  # also of children; else Lightning sets it, and a fork of a pool of threads hangs
 import pytest
 import torch
 
