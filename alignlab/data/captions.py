@@ -171,7 +171,8 @@ class Flickr30k(Captions):
         }
         if twice := sorted(set(held.get("val", ())) & set(held.get("test", ()))):
             raise InputError(f"{val} and {test} both name {len(twice)} picture(s), e.g. {twice[0]}")
-        rest = [name for name in names if not any(name in some for some in held.values())]
+        taken = {name for some in held.values() for name in some}
+        rest = [name for name in names if name not in taken]
         places = drawn(rest, val=shares[0], test=shares[1], where=path)
         held |= {split: [rest[place] for place in some] for split, some in places.items() if split not in held}
         self.hold((Captioned(name, "", captions) for name, captions in said.items()), _places(names, held))

@@ -82,6 +82,15 @@ class Experiment:
 
         return open_backbone(**self.backbone)
 
+    def assemble(self) -> "Objective":
+        """The objective on its backbone, with adapters and optimization, as training begins."""
+        backbone = self.make_backbone()
+        if self.adapter is not None:
+            self.adapter.apply(backbone)
+        objective = self.make_objective(backbone)
+        objective.optimization = self.optimization
+        return objective
+
 
 def resolve_file(
     path: Path | str | None,

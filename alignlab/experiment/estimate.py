@@ -22,7 +22,7 @@ from alignlab.experiment.course import Course, course_of
 from alignlab.experiment.extrapolating import few_layers, straight_line
 from alignlab.experiment.makeup import Makeup, made_of
 from alignlab.experiment.parameters import Parameters, parameters_of
-from alignlab.experiment.probing import Probe, made, probe, step_seconds
+from alignlab.experiment.probing import Probe, probe, step_seconds
 from alignlab.experiment.training import device_of
 from alignlab.experiment.units import duration, size
 from alignlab.modules.parted import Part
@@ -180,7 +180,7 @@ def _outlined(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _on_meta(experiment: Experiment) -> Objective | None:
     try:
-        return made(replace(experiment, backbone=_outlined(experiment.backbone)))
+        return replace(experiment, backbone=_outlined(experiment.backbone)).assemble()
     except (NotImplementedError, RuntimeError):
         return None  # its constructor reads weights
 

@@ -96,7 +96,7 @@ def probe(
         warm_up: A small batch that comes before all others, neither counted nor timed.
     """
     with _randomness_kept():
-        objective = made(replace(experiment, backbone=backbone))
+        objective = replace(experiment, backbone=backbone).assemble()
         _without_tables(objective)
         counts = parameters_of(objective)
         watch = _Watch(count, warm_ups=int(warm_up is not None), ends_early=warm_up is not None or not steps)
@@ -114,16 +114,6 @@ def probe(
         finally:
             del data.train_dataloader
         return watch.found(counts["total"], counts["trained"])
-
-
-def made(experiment: Experiment) -> Objective:
-    """An experiment's objective on its backbone, adapters applied."""
-    backbone = experiment.make_backbone()
-    if experiment.adapter is not None:
-        experiment.adapter.apply(backbone)
-    objective = experiment.make_objective(backbone)
-    objective.optimization = experiment.optimization
-    return objective
 
 
 def _without_tables(objective: Objective) -> None:

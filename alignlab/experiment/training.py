@@ -24,7 +24,6 @@ from alignlab.experiment.parameters import Parameters, parameters_of
 from alignlab.experiment.strategies import FSDP2
 from alignlab.experiment.throughput import Pace
 from alignlab.modules.parted import start_of
-from alignlab.objectives import Objective
 
 if TYPE_CHECKING:
     from alignlab.experiment.wandb import Mirror
@@ -124,18 +123,8 @@ def _with_left_out(skipped: Mapping[str, list[str]], experiment: Experiment) -> 
     return whole
 
 
-def _made(experiment: Experiment) -> Objective:
-    """The objective on its backbone, as training begins."""
-    backbone = experiment.make_backbone()
-    if experiment.adapter is not None:
-        experiment.adapter.apply(backbone)
-    objective = experiment.make_objective(backbone)
-    objective.optimization = experiment.optimization
-    return objective
-
-
 def _train(config: dict[str, Any], experiment: Experiment, output: Path, notify: OnProgress) -> _Trained:
-    objective = _made(experiment)
+    objective = experiment.assemble()
     experiment.data.order_seed = config["seed"]
     parameters = parameters_of(objective)
     spent, pace, mirror = Consumption(), Pace(), _mirror(config, experiment, output, type(objective).__name__)
@@ -156,7 +145,7 @@ def _train(config: dict[str, Any], experiment: Experiment, output: Path, notify:
         _go_on_alone()
     if isinstance(trainer.strategy, FSDP2):  # which leaves pieces
         seed_everything(config["seed"], workers=True, verbose=False)
-        objective = read_back(_made(experiment), output)
+        objective = read_back(experiment.assemble(), output)
     costs = {
         "objective": type(objective).__name__,
         "parameters": parameters,

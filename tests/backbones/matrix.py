@@ -5,54 +5,17 @@ from functools import partial
 
 import torch
 from PIL import Image
+from shipped import MAKERS
 
 from alignlab import InputError
 from alignlab.backbones import Backbone, open_backbone
 from alignlab.backbones.tiny import give_tokenizer
 from alignlab.data import Scenes
-from alignlab.modules import VectorQuantizer
 from alignlab.objectives import (
-    CAL,
-    CLIP,
-    LLM2CLIP,
-    MLE,
     Emu,
-    InfoNCE,
-    LaVIT,
-    LaVITTokenizer,
-    LLM2CLIPText,
-    Mixture,
-    PLoRA,
-    SeVa,
-    SigLIP,
-    UniME,
-    UniMEDistillation,
 )
 
-OBJECTIVES = {
-    "MLE": MLE,
-    "CAL": CAL,
-    "PLoRA": partial(PLoRA, rank=4, dropout=0.0),
-    "SeVa": SeVa,
-    "InfoNCE": InfoNCE,
-    "UniME": UniME,
-    "UniMEDistillation": UniMEDistillation,
-    "LLM2CLIPText": LLM2CLIPText,
-    "CLIP": CLIP,
-    "SigLIP": SigLIP,
-    "LLM2CLIP": LLM2CLIP,
-    "LaVITTokenizer": partial(
-        LaVITTokenizer,
-        quantizer=partial(VectorQuantizer, num_codes=16),
-        depth=1,
-        num_heads=4,
-        mlp_ratio=1.5,
-        code_dim=4,
-    ),
-    "LaVIT": LaVIT,
-    "Emu": partial(Emu, num_tokens=4),
-    "Mixture": partial(Mixture, parts={"likelihood": MLE, "contrast": InfoNCE}),
-}
+OBJECTIVES = {**MAKERS, "Emu": partial(Emu, num_tokens=4)}
 SIZES = (48, 48), (64, 32), (30, 60)
 
 

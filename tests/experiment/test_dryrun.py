@@ -17,7 +17,7 @@ from alignlab.experiment.config import resolve
 from alignlab.experiment.dryrun import dry_run
 from alignlab.experiment.estimate import NF4, estimate
 from alignlab.experiment.fitting import fit
-from alignlab.experiment.probing import LiveBytes, made
+from alignlab.experiment.probing import LiveBytes
 from alignlab.experiment.run import run
 from alignlab.experiment.throughput import PEAKS, FlopCount, Pace, in_words
 from alignlab.experiment.units import scaled
@@ -116,7 +116,7 @@ def test_memory_counts_a_reference_s_copies_and_buffers(tiny_path, adapter, copi
     examples = experiment.data.filled("train")
     experiment.data.supplies = (*experiment.data.supplies, "rejected")
     told = estimate(experiment, [replace(examples[index], rejected=("a circle .",)) for index in range(16)])
-    objective = made(experiment)
+    objective = experiment.assemble()
     copies = sum(kept.nbytes for _, kept in objective.reference.kept)
     buffers = sum(buffer.nbytes for buffer in objective.buffers())
     assert told.memory.others == {"the reference's copies": copies, "buffers": buffers}
@@ -141,7 +141,7 @@ def test_makeup_counts_every_token_once(tiny_path):
     experiment = experiment_of(tiny_path)
     examples = experiment.data.filled("train")
     told = estimate(experiment, examples)
-    encoder = made(experiment).backbone.encoder
+    encoder = experiment.assemble().backbone.encoder
     # 80 examples, of which 64 are looked at: the first 8 batches of training
     some = [examples[index] for batch in list(experiment.data.batch_order(0, 1))[:8] for index in batch]
     tokens = [encoder.batch([each], ("conversation",)).conversation for each in some]
@@ -212,7 +212,7 @@ def test_pace_changes_no_bit_of_a_training(tiny_path, tmp_path):
     for pace in ((), (Pace(),)):
         torch.manual_seed(0)
         experiment = experiment_of(tiny_path, adapter={"class_path": "LoRA", "init_args": {"rank": 2, "dropout": 0.3}})
-        objective = made(experiment)
+        objective = experiment.assemble()
         settings = {**experiment.trainer, "limit_val_batches": 0}
         folder = tmp_path / str(len(pace))
         folder.mkdir()

@@ -16,7 +16,7 @@ from alignlab.experiment.estimate import estimate
 from alignlab.experiment.extrapolating import straight_line
 from alignlab.experiment.makeup import first_batches
 from alignlab.experiment.parameters import parameters_of
-from alignlab.experiment.probing import Probe, made, probe
+from alignlab.experiment.probing import Probe, probe
 from alignlab.experiment.run import quiet_libraries
 from alignlab.experiment.units import count, duration, scaled
 
@@ -57,7 +57,7 @@ def test_few_layers_tell_of_a_deeper_model_within_two_percent(tmp_path, adapter,
     assert told.probe.flops == pytest.approx(whole.flops, rel=0.02)
     assert told.probe.activations == pytest.approx(whole.activations, rel=0.02)
     assert (told.probe.parameters, told.probe.trained) == (whole.parameters, whole.trained)
-    counts = parameters_of(made(replace(experiment, backbone=fresh)))
+    counts = parameters_of(replace(experiment, backbone=fresh).assemble())
     assert told.parameters == counts and (counts["total"], counts["trained"]) == (whole.parameters, whole.trained)
     assert "straight line to 6+4" in told.notes[0]
 

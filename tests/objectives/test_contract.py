@@ -3,61 +3,20 @@
 import ast
 import copy
 import inspect
-from functools import partial
 
 import pytest
 import torch
+from shipped import MAKERS
 
 from alignlab import InputError, objectives
 from alignlab.backbones import open_backbone
 from alignlab.backbones.tiny import give_tokenizer
 from alignlab.experiment.config import describe_objectives
-from alignlab.modules import VectorQuantizer
 from alignlab.objectives import (
-    CAL,
-    CLIP,
-    LLM2CLIP,
-    MLE,
-    Emu,
-    InfoNCE,
-    LaVIT,
-    LaVITTokenizer,
-    LLM2CLIPText,
     Loss,
-    Mixture,
     Objective,
     PLoRA,
-    SeVa,
-    SigLIP,
-    UniME,
-    UniMEDistillation,
 )
-
-MAKERS = {
-    "MLE": MLE,
-    "CAL": CAL,
-    "PLoRA": partial(PLoRA, rank=4, dropout=0.0),
-    "SeVa": SeVa,
-    "InfoNCE": InfoNCE,
-    "UniME": UniME,
-    "UniMEDistillation": UniMEDistillation,
-    "LLM2CLIPText": LLM2CLIPText,
-    "CLIP": CLIP,
-    "SigLIP": SigLIP,
-    "LLM2CLIP": LLM2CLIP,
-    "LaVITTokenizer": partial(
-        LaVITTokenizer,
-        quantizer=partial(VectorQuantizer, num_codes=16),
-        depth=1,
-        num_heads=4,
-        mlp_ratio=1.5,
-        code_dim=4,
-    ),
-    "LaVIT": LaVIT,
-    "Emu": partial(Emu, num_tokens=9),
-    "Mixture": partial(Mixture, parts={"likelihood": MLE, "contrast": InfoNCE}),
-}
-
 
 TWO_TOWERS = ("LLM2CLIP",)
 """What needs a dual encoder."""
