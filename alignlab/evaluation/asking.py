@@ -1,6 +1,6 @@
 """asking: what evaluators that ask every question of an example by itself share."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from alignlab.batch import Example, Question
@@ -55,17 +55,26 @@ class Asking(Evaluator):
 
 
 def answered(
-    asked: Sequence[Asked], outputs: Sequence[str], scores: Sequence[float], num_pictures: int
+    asked: Sequence[Asked],
+    outputs: Sequence[str],
+    scores: Sequence[float],
+    metrics: Sequence[Collection[str]],
+    num_pictures: int,
 ) -> list[dict[str, Any]]:
-    """One item for each question, the first few with their picture."""
+    """One item for each question, the first few with their picture.
+
+    Args:
+        metrics: Names of those to which each question's score adds.
+    """
     return [
         {
             "id": each.id,
             "score": score,
+            "metrics": dict.fromkeys(names, score),
             "prompt": each.question.text,
             "output": output,
             "reference": each.question.answer,
             "picture": thumbnail(each.example) if index < num_pictures else None,
         }
-        for index, (each, output, score) in enumerate(zip(asked, outputs, scores, strict=True))
+        for index, (each, output, score, names) in enumerate(zip(asked, outputs, scores, metrics, strict=True))
     ]

@@ -35,7 +35,8 @@ class Evaluation:
     Args:
         scores: Name -> number, without the evaluator's own prefix; never NaN.
         items: One for each thing judged, in order: ``id`` and ``score`` always, higher is better; ``prompt``,
-            ``output``, ``reference`` and ``picture`` (None but for the first few) where a text was written. Where one
+            ``output``, ``reference`` and ``picture`` (None but for the first few) where a text was written. Where
+            scores are means over items, ``metrics`` says what the item adds to which, by the score's name. Where one
             was weighed, ``weights``, pairs of a token's text and its weight, and ``bounds``, the least and the largest.
     """
 

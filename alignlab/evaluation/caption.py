@@ -62,6 +62,7 @@ class CaptionAccuracy(Evaluator):
             {
                 "id": example.id,
                 "score": float(reference == said),
+                "metrics": {"exact": float(reference == said)},
                 "prompt": prompt,
                 "output": output,
                 "reference": example.captions[0],

@@ -99,6 +99,7 @@ class CHAIR(Evaluator):
             {
                 "id": example.id,
                 "score": float(not hallucinated(each)),
+                "metrics": {"sentence": float(bool(hallucinated(each)))},
                 "prompt": prompt,
                 "output": output,
                 "reference": example.captions[0],

@@ -86,6 +86,7 @@ class Composition(Evaluator):
             {
                 "id": f"{example.id}-{foil.kind}",
                 "score": score,
+                "metrics": {foil.kind: score},
                 "prompt": foil.kind,  # what was asked is always the same
                 "output": {1.0: foil.true, 0.5: "", 0.0: foil.false}[score],
                 "reference": foil.true,

@@ -47,7 +47,9 @@ class POPE(Asking):
         outputs = list(self.answers(backbone, [each.prompt for each in asked], self.max_new_tokens, on_batch))
         texts = _english(outputs, asked)
         right = [float(says_yes(text) == _truth(each)) for text, each in zip(texts, asked, strict=True)]
-        return Evaluation(judge_answers(asked, outputs), answered(asked, outputs, right, self.num_pictures))
+        splits = _splits(asked)
+        metrics = [[f"{split}_accuracy" for split, of in splits.items() if each.id in of] for each in asked]
+        return Evaluation(judge_answers(asked, outputs), answered(asked, outputs, right, metrics, self.num_pictures))
 
     def baselines(self, data: AlignmentData, examples: list[Example]) -> Mapping[str, dict[str, float]]:
         asked = _asked(examples)
@@ -98,15 +100,22 @@ def _truth(asked: Asked) -> bool:
     return asked.question.kind == PRESENT
 
 
+def _splits(asked: Sequence[Asked]) -> dict[str, set[str]]:
+    """The ids of each split's questions: those for its absent objects, and those for what is there beside them."""
+    found = {}
+    for split in ABSENT:
+        examples = {each.example.id for each in asked if each.question.kind == split}
+        found[split] = {e.id for e in asked if e.question.kind in (split, PRESENT) and e.example.id in examples}
+    return found
+
+
 def judge_answers(asked: Sequence[Asked], outputs: Sequence[str]) -> dict[str, float]:
     """The scores of answers to questions of which at least one is for an absent object."""
     texts = _english(outputs, asked)
     scores: dict[str, float] = {}
     found = []
-    for split in ABSENT:
-        ids = {each.example.id for each in asked if each.question.kind == split}
-        belongs = [each.question.kind in (split, PRESENT) and each.example.id in ids for each in asked]
-        rows = [(_truth(each), text) for each, text, of in zip(asked, texts, belongs, strict=True) if of]
+    for split, ids in _splits(asked).items():
+        rows = [(_truth(each), text) for each, text in zip(asked, texts, strict=True) if each.id in ids]
         if rows:
             found.append(_both_ways(*zip(*rows, strict=True)))
             scores |= {f"{split}_{name}": value for name, value in found[-1].items()}

@@ -67,7 +67,10 @@ class Ranking(Evaluator):
             "chance": mean(_by_source(sources, [1 / len(each) for each in lists]).values()),
             "collapsed": float(is_collapsed(of_queries) or is_collapsed(of_candidates)),
         }
-        items = [{"id": example.id, "score": score} for example, score in zip(examples, won, strict=True)]
+        items = [
+            {"id": e.id, "score": score, "metrics": {name: score for name in ("micro_accuracy", e.source) if name}}
+            for e, score in zip(examples, won, strict=True)
+        ]
         return Evaluation({source: score for source, score in by_source.items() if source} | scores, items)
 
 

@@ -15,6 +15,9 @@ from alignlab.evaluation.base import Evaluation, Evaluator, OnBatch, mean
 
 RANKS = (1, 5, 10)
 
+NUM_SHOWN = 50
+"""Queries whose similarities to one another's targets are kept, as in UniME's figure."""
+
 
 class Retrieval(Evaluator):
     """Recall at 1, 5 and 10, in both directions, among the ``query`` and ``target`` of N examples, by cosine.
@@ -25,6 +28,9 @@ class Retrieval(Evaluator):
     near as the best right one stands before it, so embeddings that have collapsed to a point score 0, not the chance
     level, and so do embeddings that are not finite. ``chance_r1`` is what a random order would give at 1. Recall
     depends on N: compare only runs of the same ``num_examples`` and ``num_captions``.
+
+    Items are searches, of pictures and then of texts; those of the first 50 pictures hold their ``similarities`` to one
+    another's targets.
 
     Args:
         num_examples: N.
@@ -75,17 +81,33 @@ class Retrieval(Evaluator):
         scores = {
             f"{direction}_r{k}": mean((counts < k).tolist()) for direction, counts in ahead.items() for k in RANKS
         }
-        first = [rows.index(row) for row in range(len(queries))]
-        items = [
-            {"id": examples[index].id, "score": float(count < 1)}
-            for index, count in zip(first, ahead["image_to_text"].tolist(), strict=True)
-        ]
+        query_ids, target_ids, target_of = {}, {}, {}  # of what several examples share, the first one's
+        places = iter(columns)
+        for example, row, each in zip(examples, rows, candidates, strict=True):
+            query_ids.setdefault(row, example.id)
+            for number in range(len(each)):
+                target_ids.setdefault(column := next(places), f"{example.id}-text{number}")
+                target_of.setdefault(row, column)
+        items = _items("image_to_text", query_ids.values(), ahead["image_to_text"])
+        own = list(target_of.values())[:NUM_SHOWN]
+        for item, row in zip(items, similarity[: len(own), own].tolist(), strict=False):
+            item["similarities"] = [round(value, 3) for value in row]
+        items += _items("text_to_image", target_ids.values(), ahead["text_to_image"])
         return Evaluation(scores | {"chance_r1": right.double().mean().item()}, items)
 
     def _candidates(self, example: Example) -> list[Content]:
         if self.num_captions == 1:
             return [example.target]
         return [example.phrased(caption) for caption in example.captions[: self.num_captions]]
+
+
+def _items(direction: str, ids: Iterable[str], ahead: Tensor) -> list[dict[str, Any]]:
+    """One for each search."""
+    found = [{k: float(count < k) for k in RANKS} for count in ahead.tolist()]
+    return [
+        {"id": id, "score": at[1], "metrics": {f"{direction}_r{k}": at[k] for k in RANKS}}
+        for id, at in zip(ids, found, strict=True)
+    ]
 
 
 def right_pairs(

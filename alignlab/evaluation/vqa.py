@@ -30,7 +30,8 @@ class VQAAccuracy(Asking):
             raise InputError(f"VQAAccuracy: the {len(examples)} {self.split} examples hold no question")
         outputs = list(self.answers(backbone, [each.prompt for each in asked], self.max_new_tokens, on_batch))
         right = _right(asked, outputs, data.canonical)
-        return Evaluation(_by_kind(asked, right), answered(asked, outputs, right, self.num_pictures))
+        metrics = [("accuracy", each.question.kind) for each in asked]
+        return Evaluation(_by_kind(asked, right), answered(asked, outputs, right, metrics, self.num_pictures))
 
     def baselines(self, data: AlignmentData, examples: list[Example]) -> Mapping[str, dict[str, float]]:
         asked = _asked(examples)

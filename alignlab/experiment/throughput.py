@@ -46,6 +46,13 @@ class Throughput(TypedDict):
     peak_source: str | None
 
 
+class Work(TypedDict):
+    """Floating-point operations of a training, of all processes."""
+
+    forward: float
+    backward: float
+
+
 def peak_of(device: torch.device) -> tuple[float | None, str | None]:
     """The device's published operations a second, and the source; None where none is known, as of CPUs."""
     if device.type != "cuda":
@@ -58,17 +65,21 @@ class FlopCount(TorchDispatchMode):
     """Counts the operations of matrix products, convolutions and attentions, by torch's own formulas.
 
     Two a multiplication with its addition, backward passes and recomputation included; what is counted runs as ever.
+    ``backward`` are those of ``total`` that run while gradients are computed: what is recomputed then is one of them.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.total = 0
+        self.total = self.backward = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         if (formula := _FORMULAS.get(func._overloadpacket)) is not None:
-            self.total += formula(*args, **kwargs, out_val=result)
+            flops = formula(*args, **kwargs, out_val=result)
+            self.total += flops
+            if torch._C._current_graph_task_id() != -1:  # there is no public word for it
+                self.backward += flops
         return result
 
 
@@ -91,7 +102,7 @@ class Pace(Callback):
     """
 
     def __init__(self) -> None:
-        self.samples = self.counted_samples = self.flops = 0
+        self.samples = self.counted_samples = self.flops = self.backward = 0
         self.seconds = 0.0
         self._left = WARM_UP
         self._end: float | None = None
@@ -116,6 +127,7 @@ class Pace(Callback):
             if self._counter is not None:
                 self._counter.__exit__(None, None, None)
                 self.flops, self.counted_samples = self.flops + self._counter.total, self.counted_samples + len(batch)
+                self.backward += self._counter.backward
                 self._counter = None
             if self._left == 0 and module.device.type == "cuda":
                 torch.cuda.synchronize(module.device)  # once, so that the clock starts with nothing under way
@@ -136,12 +148,20 @@ class Pace(Callback):
         self._end = None
 
     def state_dict(self) -> dict[str, float]:
-        names = ("samples", "seconds", "flops", "counted_samples")
+        names = ("samples", "seconds", "flops", "backward", "counted_samples")
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         self.samples, self.seconds = int(state["samples"]), state["seconds"]
         self.flops, self.counted_samples = int(state["flops"]), int(state["counted_samples"])
+        self.backward = int(state.get("backward", 0))
+
+    def work(self, samples: int) -> Work | None:
+        """The operations of a training on so many samples, as many for each as were counted; None if none were."""
+        if not self.counted_samples:
+            return None
+        scale = samples / self.counted_samples
+        return {"forward": (self.flops - self.backward) * scale, "backward": self.backward * scale}
 
     def summary(self, device: torch.device, *, devices: int, tokens_per_sample: float) -> Throughput:
         """What was found, on so many devices."""

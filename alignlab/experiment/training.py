@@ -153,6 +153,7 @@ def _train(config: dict[str, Any], experiment: Experiment, output: Path, notify:
         "samples": spent.samples,
         "tokens": int(spent.tokens),
         **({"sources": spent.of_sources} if experiment.data.sources else {}),
+        "flops": pace.work(spent.samples),
         "throughput": pace.summary(
             device, devices=trainer.world_size, tokens_per_sample=int(spent.tokens) / max(spent.samples, 1)
         ),
@@ -191,7 +192,7 @@ def _let_train(config: dict[str, Any], experiment: Experiment, output: Path, not
         "objective": None,
         "command": experiment.command,
         "parameters": {"total": sum(p.numel() for p in backbone.parameters()), "trained": None},
-        **dict.fromkeys(("steps", "samples", "tokens", "throughput")),
+        **dict.fromkeys(("steps", "samples", "tokens", "flops", "throughput")),
     }
     return _Trained(backbone.eval().to(device_of(experiment)), mirror, 0, seconds, costs, {})
 

@@ -7,9 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from alignlab.experiment.reading import load, near, parse_override, put
+from alignlab.study.claims import Claim, read_claims
 from alignlab.study.naming import audited
 
-KEYS = ("base", "overrides", "arms", "starts", "seeds", "baseline", "oracle", "placebo", "metrics", "tradeoff")
+KEYS = (
+    "base",
+    "overrides",
+    "arms",
+    "starts",
+    "seeds",
+    "baseline",
+    "oracle",
+    "placebo",
+    "metrics",
+    "tradeoff",
+    "claims",
+)
 
 
 @dataclass(frozen=True)
@@ -39,6 +52,7 @@ class StudyFile:
         metrics: Headline metrics; empty for all.
         tradeoff: A metric of what is gained and one of what it costs, drawn against each other, and if wanted a third
             one, as which the points are large; empty for none.
+        claims: What the study is expected to show.
         last: Changes from the command line (``key=value``), laid over every cell last.
     """
 
@@ -56,6 +70,7 @@ class StudyFile:
     placebo: str | None
     metrics: tuple[str, ...]
     tradeoff: tuple[str, ...]
+    claims: tuple[Claim, ...]
     last: tuple[str, ...]
 
 
@@ -101,6 +116,7 @@ def read(path: Path, changes: Sequence[str], faults: list[str]) -> StudyFile:
         **parts,
         metrics=_metrics(content.get("metrics") or [], "metrics", faults),
         tradeoff=_tradeoff(content.get("tradeoff") or [], faults),
+        claims=read_claims(content.get("claims"), list(arms), against, parts["baseline"], faults),
         last=tuple(last),
     )
 

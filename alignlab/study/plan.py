@@ -1,7 +1,7 @@
 """Study: arms x starts x seeds, expanded into cells and validated before the first one starts."""
 
 import itertools
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any
 
 from alignlab.errors import InputError
 from alignlab.experiment.reading import merge
+from alignlab.study.claims import Claim, register
 from alignlab.study.differences import differences, leaves
 from alignlab.study.file import Start, StudyFile, read, slug
 from alignlab.study.layers import arm_configs, is_judged, own_start, placing
@@ -67,6 +68,7 @@ class Study:
     placebo: str | None
     metrics: tuple[str, ...]
     tradeoff: tuple[str, ...]
+    claims: tuple[Claim, ...]
     cells: tuple[Cell, ...]
     notes: tuple[str, ...]
 
@@ -111,6 +113,7 @@ class Study:
             placebo=file.placebo,
             metrics=file.metrics,
             tradeoff=file.tradeoff,
+            claims=file.claims,
             cells=tuple(cells),
             notes=notes,
         )
@@ -135,7 +138,10 @@ class Study:
         ]
         names = ("name", "description", "arms", "starts", "seeds", "against", "baseline", "oracle", "placebo")
         names += ("metrics", "tradeoff", "notes")
-        manifest = {"command": command, **{name: vars(self)[name] for name in names}, "cells": cells}
+        before = (read_json(self.directory / MANIFEST) or {}).get("claims", [])
+        finished = Counter(cell.arm for cell in self.cells if cell.state == "finished")
+        claims = register(self.claims, before, finished)
+        manifest = {"command": command, **{name: vars(self)[name] for name in names}, "claims": claims, "cells": cells}
         write_json(self.directory / MANIFEST, manifest)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from alignlab.errors import InputError
+from alignlab.study.claims import Registered, registered
 from alignlab.study.naming import Blind, audited, is_chance
 from alignlab.study.plan import MANIFEST
 from alignlab.study.state import FAILURE, METRICS, State, read_json, read_lines, state
@@ -110,6 +111,7 @@ class Results:
     placebo: str | None
     headline: tuple[str, ...]
     tradeoff: tuple[str, ...]
+    claims: tuple[Registered, ...]
     notes: tuple[str, ...]
     cells: tuple[CellResult, ...]
 
@@ -132,7 +134,8 @@ class Results:
         texts = {key: manifest[key] for key in ("name", "description", "command", "baseline")}
         texts |= {key: manifest.get(key) for key in ("oracle", "placebo")}
         lists |= {"headline": tuple(manifest["metrics"]), "tradeoff": tuple(manifest.get("tradeoff", ()))}
-        return cls(directory, **texts, **lists, against=manifest.get("against", {}), cells=tuple(cells))
+        lists |= {"claims": registered(manifest.get("claims", ())), "cells": tuple(cells)}
+        return cls(directory, **texts, **lists, against=manifest.get("against", {}))
 
     @property
     def finished(self) -> list[CellResult]:

@@ -1,6 +1,7 @@
 """Evaluators run on the packaged backbone, whose own outputs serve as references where a right answer is needed."""
 
 import math
+from collections import defaultdict
 from dataclasses import replace
 
 import pytest
@@ -47,6 +48,7 @@ EVALUATORS = (
     Retention(base="scenes-parts-1", num_examples=5, batch_size=2),
     TokenWeights(num_examples=5, batch_size=2, num_pictures=2),
 )
+COUNTED = (CaptionAccuracy, VQAAccuracy, POPE, CHAIR, Composition, Retrieval, Ranking)
 PICTURED = (CaptionAccuracy, VQAAccuracy, POPE, CHAIR, Composition, TokenWeights)
 
 
@@ -64,6 +66,32 @@ def test_scores_and_items_have_the_promised_form(evaluator: Evaluator, backbone,
     for index, item in enumerate(evaluation.items if isinstance(evaluator, PICTURED) else ()):
         assert {"prompt", "output", "reference"} <= set(item)
         assert isinstance(item["picture"], Image.Image) == (index < 2)
+
+
+@pytest.mark.parametrize("evaluator", EVALUATORS, ids=lambda each: each.label)
+def test_scores_are_the_means_of_what_items_add_to_them(evaluator: Evaluator, backbone, scenes):
+    evaluation = evaluator(backbone, Listed(scenes))
+    added = defaultdict(list)
+    for item in evaluation.items:
+        for name, value in item.get("metrics", {}).items():
+            added[name].append(value)
+    means = {name: sum(values) / len(values) for name, values in added.items()}
+    assert means == pytest.approx({name: evaluation.scores[name] for name in means}, abs=1e-12)
+    assert bool(means) == isinstance(evaluator, COUNTED)
+
+
+def test_queries_keep_their_similarities_to_one_anothers_targets(backbone, scenes):
+    many = [replace(each, id=f"{each.id}-{turn}") for turn in range(10) for each in scenes]
+    examples = [
+        replace(each, query=(*each.query, str(n)), target=(*each.target, str(n))) for n, each in enumerate(many)
+    ]
+    evaluation = Retrieval(num_examples=60)(backbone, Listed(examples))
+    rows = [item["similarities"] for item in evaluation.items if "similarities" in item]
+    assert len(rows) == 50 and all(len(row) == 50 for row in rows)
+    with torch.no_grad():
+        queries = backbone.embed(backbone.encoder.contents([example.query for example in examples[:50]]))
+        targets = backbone.embed(backbone.encoder.contents([example.target for example in examples[:50]]))
+    assert torch.allclose(torch.tensor(rows), normalize(queries) @ normalize(targets).T, atol=1e-3)
 
 
 @pytest.mark.parametrize("evaluator", EVALUATORS, ids=lambda each: each.label)
@@ -233,7 +261,7 @@ class TestRetrieval:
     def test_a_shared_caption_is_right_for_each_of_its_pictures(self, backbone):
         pairs = (("a red cross", "a cross"), ("a blue cross", "a cross"), ("a circle", "a circle"))
         evaluation = Retrieval()(backbone, Listed([Example(q, query=(q,), target=(t,)) for q, t in pairs]))
-        assert len(evaluation.items) == 3  # three queries, two targets: each query has one right target of two
+        assert len(evaluation.items) == 5  # three queries, two targets: each query has one right target of two
         assert evaluation.scores["chance_r1"] == 0.5
 
     def test_a_group_s_captions_are_right_for_all_its_pictures(self, backbone):
@@ -356,7 +384,7 @@ def test_existence_is_understood_in_every_language_of_the_lab(backbone, language
 def test_every_split_of_the_lab_can_be_judged(backbone, split):
     scenes = Scenes(num_train=2, num_test=2, num_compositional=2)
     ids = {item["id"] for item in Retrieval(split=split)(backbone, scenes).items}
-    assert ids == {f"{split}-0", f"{split}-1"}
+    assert ids == {f"{split}-{number}{text}" for number in (0, 1) for text in ("", "-text0")}
 
 
 def test_every_module_keeps_its_mode_and_gets_no_gradient(backbone, scenes):

@@ -190,6 +190,7 @@ def test_operations_are_torch_s_count_and_those_of_attention_on_cpus():
     with FlopCount() as ours, FlopCounterMode(display=False) as theirs:
         (x @ weight).sum().backward()
     assert ours.total == theirs.get_total_flops() == 3 * 2 * 5 * 7 * 3
+    assert ours.backward == 2 * 2 * 5 * 7 * 3
     query = torch.randn(2, 4, 6, 8)
     with FlopCount() as ours:
         torch.nn.functional.scaled_dot_product_attention(query, query, query)

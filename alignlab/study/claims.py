@@ -1,0 +1,128 @@
+"""claims: what a study is expected to show, said in its file before it runs, and known again by a hash."""
+
+import json
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Any, Literal
+
+KEYS = ("arm", "against", "metric", "direction", "smallest", "says", "source")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """That one arm has more, or less, of a metric than another.
+
+    Args:
+        against: The arm that it is compared with, by (start, seed).
+        direction: ``higher`` or ``lower``.
+        smallest: The smallest difference that matters, in the metric's own unit, positive.
+        says: What the paper says, in words; None where the claim is the study's own.
+        source: Where it says so.
+    """
+
+    arm: str
+    against: str
+    metric: str
+    direction: Literal["higher", "lower"]
+    smallest: float
+    says: str | None = None
+    source: str | None = None
+
+    @property
+    def hash(self) -> str:
+        """Of what decides the verdict; words may be mended."""
+        deciding = {key: value for key, value in asdict(self).items() if key not in ("says", "source")}
+        return sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:8]
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A claim, with when the study was first run with it.
+
+    Args:
+        date: ISO 8601, UTC.
+        seen: Cells of the claim's two arms that were finished by then: 0 where it was made before it could be known.
+    """
+
+    claim: Claim
+    date: str
+    seen: int
+
+
+def read_claims(
+    value: Any, arms: Collection[str], against: Mapping[str, str], baseline: str, faults: list[str]
+) -> tuple[Claim, ...]:
+    """Check the study's key ``claims``; what is wrong is left out of the result.
+
+    Args:
+        arms: Names of all arms.
+        against: What arms are compared with that are not compared with the baseline.
+        faults: Takes one line a fault.
+    """
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        faults.append(f"claims: expected a list, each {{arm, metric, direction, smallest}}, got {value!r}")
+        return ()
+    claims = []
+    for number, item in enumerate(value, 1):
+        wrong = list(_wrong(item, arms))
+        if not wrong:
+            other = item.get("against", against.get(item["arm"], baseline))
+            wrong = [f"against: {other!r} is the arm itself"] if other == item["arm"] else []
+        if wrong:
+            faults += [f"claims: number {number}: {fault}" for fault in wrong]
+        else:
+            claims.append(Claim(**{**item, "against": other, "smallest": float(item["smallest"])}))
+    hashes = [claim.hash for claim in claims]
+    faults += [
+        f"claims: {c.arm} on {c.metric} stands there twice" for i, c in enumerate(claims) if c.hash in hashes[:i]
+    ]
+    return tuple(claims)
+
+
+def _wrong(item: Any, arms: Collection[str]) -> Iterable[str]:
+    if not isinstance(item, dict):
+        yield f"expected {{arm, metric, direction, smallest}}, got {item!r}"
+        return
+    yield from (f"unknown key {key!r}; there is {', '.join(KEYS)}" for key in item if key not in KEYS)
+    yield from (f"{key} is missing" for key in ("arm", "metric", "direction", "smallest") if key not in item)
+    for key in ("arm", "against"):
+        if key in item and item[key] not in arms:
+            yield f"{key}: no arm is called {item[key]!r}; there is {', '.join(arms)}"
+    if item.get("direction", "higher") not in ("higher", "lower"):
+        yield f"direction: expected higher or lower, got {item['direction']!r}"
+    smallest = item.get("smallest", 1.0)
+    if isinstance(smallest, bool) or not isinstance(smallest, int | float) or not 0 < smallest < float("inf"):
+        yield f"smallest: expected a number above 0, in the metric's unit, got {smallest!r}"
+    yield from (
+        f"{key}: expected text, got {item[key]!r}"
+        for key in ("metric", "says", "source")
+        if not isinstance(item.get(key, ""), str)
+    )
+
+
+def register(
+    claims: Iterable[Claim], before: Iterable[Mapping[str, Any]], finished: Mapping[str, int]
+) -> list[dict[str, Any]]:
+    """What the manifest says of the claims; those that it held before keep their date.
+
+    Args:
+        before: What the manifest said so far.
+        finished: Finished cells by arm.
+    """
+    known = {item["hash"]: item for item in before}
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    lines = []
+    for claim in claims:
+        seen = finished.get(claim.arm, 0) + finished.get(claim.against, 0)
+        first = known.get(claim.hash, {"date": now, "seen": seen})
+        lines.append({**asdict(claim), "hash": claim.hash, "date": first["date"], "seen": first["seen"]})
+    return lines
+
+
+def registered(lines: Iterable[Mapping[str, Any]]) -> tuple[Registered, ...]:
+    """Claims as a manifest holds them."""
+    return tuple(Registered(Claim(**{key: line[key] for key in KEYS}), line["date"], line["seen"]) for line in lines)
