@@ -3,10 +3,11 @@
 import math
 from dataclasses import dataclass
 
-from alignlab.study.comparison import MINUS, compare, count
+from alignlab.study.comparison import compare
 from alignlab.study.naming import lower_is_better
 from alignlab.study.results import Results
 from alignlab.study.statistics import Interval, gap_share, mean_interval, paired_differences, standard_error
+from alignlab.study.wording import MINUS, count
 
 ERRORS = 10
 """Standard errors by which an accepted oracle is better, at least."""

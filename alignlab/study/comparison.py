@@ -2,7 +2,9 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
+from alignlab.study.audit import mismatches
 from alignlab.study.naming import lower_is_better
 from alignlab.study.results import Results
 from alignlab.study.statistics import (
@@ -13,8 +15,21 @@ from alignlab.study.statistics import (
     sign_flip_p,
     smallest_sign_flip_p,
 )
+from alignlab.study.wording import count, signed
 
-MINUS = "\N{MINUS SIGN}"
+
+@dataclass(frozen=True)
+class Finding:
+    """What may be said of a difference, by the report's one rule.
+
+    Args:
+        why: In a few words.
+        needed: Units (starts, else seeds) that would probably decide it; None where it is decided or nobody can tell.
+    """
+
+    verdict: Literal["supported", "not supported", "inconclusive"]
+    why: str
+    needed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -28,6 +43,10 @@ class Entry:
             baseline itself.
         differences: One by one; fewer than ``values`` where a cell's partner is missing.
         p: Of the exact sign-flip test.
+        p_holm: The same, adjusted by Holm for all arms that are compared on the metric.
+        improvement: Probability of improvement, in [0, 1]: how often the arm does better, ties counted half.
+        detectable: Smallest difference that a study of this size would probably show; None where nobody can tell.
+        finding: What may be said; None for the baseline itself and where no pair is finished.
     """
 
     arm: str
@@ -37,6 +56,10 @@ class Entry:
     difference: Interval | None
     differences: tuple[float, ...]
     p: float | None
+    p_holm: float | None = None
+    improvement: float | None = None
+    detectable: float | None = None
+    finding: Finding | None = None
 
     @property
     def clear(self) -> bool:
@@ -195,7 +218,7 @@ def caveats(results: Results) -> list[str]:
     """What the numbers do not say; each is true of this study."""
     notes = list(results.notes)
     notes += [f"{metric}: no finished cell has this metric." for metric in _missing(results)]
-    notes += _unmatched(results)
+    notes += [note for arm in results.others for note in mismatches(results, arm)]
     notes += [sentence] if (sentence := power(results)) else []
     notes.append(
         "Intervals are 95 % Student t intervals over cells; differences are paired by start and seed. "
@@ -228,70 +251,3 @@ def _missing(results: Results) -> list[str]:
 def _pairs(results: Results, arm: str) -> set:
     ours = {cell.pair for cell in results.of(arm) if cell.finished}
     return ours & {cell.pair for cell in results.of(results.reference(arm)) if cell.finished}
-
-
-def _unmatched(results: Results) -> list[str]:
-    """Budgets that differ from the baseline's."""
-    notes = []
-    for arm in results.others:
-        cell, reference = results.shown(arm), results.shown(results.reference(arm))
-        if cell is None or reference is None:
-            continue
-        budgets = [(name, cell.metrics.get(name), reference.metrics.get(name)) for name in ("steps", "samples")]
-        if cell.trained and reference.trained and abs(cell.trained / reference.trained - 1) > 0.01:
-            budgets.append(("trained parameters", cell.trained, reference.trained))  # a learned scale is no matter
-        if unknown := [name for name, *both in budgets if None in both]:
-            whose = f"{arm} and {results.reference(arm)}"
-            notes.append(f"Not known whether {' and '.join(unknown)} of {whose} match: a command trains one of them.")
-        for name, ours, theirs in budgets:
-            if None not in (ours, theirs) and ours != theirs:
-                numbers = f"{number(ours)} against {number(theirs)}"
-                notes.append(f"Not matched: {name} of {arm} and {results.reference(arm)} differ ({numbers}).")
-    return notes
-
-
-def score(interval: Interval | None) -> str:
-    """A mean with its half width: 0.912 ± 0.021."""
-    if interval is None:
-        return "n/a"
-    digits = _digits(interval.mean)
-    half = "n/a" if interval.half_width is None else f"{interval.half_width:.{digits}f}"
-    return f"{interval.mean:.{digits}f} ± {half}"
-
-
-def signed(value: float) -> str:
-    """A difference with its sign: +0.021."""
-    text = f"{value:+.{_digits(value)}f}"
-    return text.replace("-", MINUS) if float(text) else "0.000"
-
-
-def _digits(value: float) -> int:
-    """Behind the point, fewer of numbers with many before it."""
-    return 3 if abs(value) < 1000 else 1 if abs(value) < 10_000 else 0
-
-
-def bounds(interval: Interval) -> str:
-    """The ends of a difference's interval: [+0.003, +0.039]."""
-    if interval.low is None or interval.high is None:
-        return "n/a"
-    return f"[{signed(interval.low)}, {signed(interval.high)}]"
-
-
-def number(value: float | None) -> str:
-    """A count with thin spaces between thousands, as it reads in every language."""
-    return "n/a" if value is None else f"{value:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
-
-
-def count(amount: int, noun: str) -> str:
-    """One pair, two pairs, in digits."""
-    return f"{amount} {noun}" if amount == 1 else f"{amount} {noun}s"
-
-
-def setting(value: object) -> str:
-    """A config value as YAML would have it, on one line."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return str(value).lower()
-    text = f"{value:g}" if isinstance(value, float) else str(value)
-    return text if len(text) <= 60 else f"{text[:59]}…"

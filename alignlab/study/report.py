@@ -14,16 +14,11 @@ from alignlab.experiment import shading
 from alignlab.study import gallery, plots
 from alignlab.study.comparison import (
     Entry,
-    bounds,
     caveats,
     compare,
     extent,
-    number,
     paired,
     power,
-    score,
-    setting,
-    signed,
     summary,
     trade_note,
     trades,
@@ -33,6 +28,7 @@ from alignlab.study.display import duration
 from alignlab.study.results import CellResult, Results
 from alignlab.study.sheets import Sheet, audit_sheet, calibration_sheets
 from alignlab.study.tables import score_table, sheet_table, shown, told, unfinished
+from alignlab.study.wording import bounds, number, score, setting, signed
 
 
 def report(directory: Path, *, console: Console | None = None) -> Path:

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from alignlab.study.calibration import ERRORS, HIGHEST, LOWEST, calibrate, effect, share, tenths
-from alignlab.study.comparison import MINUS, bounds, compare, signed
+from alignlab.study.comparison import compare
 from alignlab.study.naming import HALLUCINATED, LOWER_IS_BETTER, SPREAD, Blind
 from alignlab.study.results import Results
 from alignlab.study.statistics import mean_interval
+from alignlab.study.wording import MINUS, bounds, signed
 
 
 class Item(NamedTuple):

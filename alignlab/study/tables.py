@@ -9,10 +9,11 @@ from rich.table import Table
 from rich.text import Text
 
 from alignlab.study.calibration import gain
-from alignlab.study.comparison import Entry, bounds, compare, paired, score, setting, signed
+from alignlab.study.comparison import Entry, compare, paired
 from alignlab.study.plan import Cell, Study
 from alignlab.study.results import Results
 from alignlab.study.sheets import Sheet
+from alignlab.study.wording import bounds, score, setting, signed
 
 TONES = {"": "", "right": "green", "wrong": "red"}
 COLORS = {"new": "default", "interrupted": "yellow", "failed": "red", "finished": "green"}

@@ -14,9 +14,10 @@ from rich.console import Console
 from alignlab.errors import InputError
 from alignlab.experiment import shading
 from alignlab.study import gallery
-from alignlab.study.comparison import caveats, compare, power, score, signed, summary, verdict
+from alignlab.study.comparison import caveats, compare, power, summary, verdict
 from alignlab.study.report import html, markdown, report
 from alignlab.study.results import Results
+from alignlab.study.wording import score, signed
 
 SCORES = {"MLE": (0.5, 0.6, 0.7), "own": (0.6, 0.7, 0.83)}
 
