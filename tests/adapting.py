@@ -1,10 +1,9 @@
 """What tests of adapters share: a backbone whose adapters count, and logits from a process without alignlab."""
 
 import re
-import subprocess
-import sys
 
 import torch
+from plain import run_plain
 from safetensors.torch import load_file, save_file
 
 from alignlab.backbones import Backbone
@@ -45,5 +44,6 @@ def plain_logits(folder, tokens, *, alignlab=False):
         lines = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
         before = lines.replace('folder = "."', f"folder = {str(folder)!r}")
     code = JUDGE.format(before=before, inputs=str(inputs), logits=str(logits), alignlab=alignlab)
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=200)
+    done = run_plain(code)
+    assert done.returncode == 0, done.stderr
     return load_file(logits)["logits"]

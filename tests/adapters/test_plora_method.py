@@ -10,6 +10,7 @@ import pytest
 import torch
 from families import IMAGE, make, sequences
 from peft import LoraConfig, LoraModel, PeftModel, get_peft_model, inject_adapter_in_model
+from plain import run_plain
 from torch import nn
 from torch.nn import functional as F
 
@@ -337,11 +338,12 @@ def test_a_process_without_alignlab_does_not_take_it_for_lora(backbone, tmp_path
     get_peft_model(backbone.model, config()).save_pretrained(tmp_path)
     code = (
         "import peft, sys\n"
+        "assert not [name for name in sys.modules if name.startswith('alignlab')]\n"
         f"try: peft.PeftConfig.from_pretrained({str(tmp_path)!r})\n"
         "except KeyError as error: sys.exit(0 if 'PLORA' in str(error) else 3)\n"
         "sys.exit(4)"
     )
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    assert run_plain(code).returncode == 0
 
 
 def test_the_other_ways_in(backbone, tmp_path):
@@ -443,9 +445,10 @@ def test_another_peft_is_refused(monkeypatch):
         registering.register("PLORA", PLoraConfig, PLoraModel)
 
 
-def test_importing_adapters_loads_no_peft():
+def test_peft_and_bitsandbytes_are_imported_by_what_uses_them_alone():
     code = (
-        "import sys, alignlab.adapters as adapters; assert 'peft' not in sys.modules\n"
+        "import sys, alignlab.adapters as adapters, alignlab.backbones\n"
+        "assert not {'peft', 'bitsandbytes'} & set(sys.modules)\n"
         "from alignlab.adapters import PLoraConfig, PLoraModel; assert PLoraConfig.__module__.endswith('plora')\n"
         "assert not {'PLoraConfig', 'PLoraModel'} & set(adapters.__all__)"
     )

@@ -2,12 +2,11 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 import yaml
 from PIL import Image
+from plain import run_plain
 from transformers import CLIPConfig, GenerationConfig
 
 import alignlab
@@ -88,7 +87,7 @@ def test_its_code_loads_and_asks_without_alignlab_as_alignlab_does(exported, tmp
     load, use = re.findall(r"```python\n(.*?)```", card(exported[1])[1], re.S)[:2]
     code = load.replace('folder = "."', f"folder = {str(exported[1])!r}") + use
     code += "\nimport sys\nassert not [name for name in sys.modules if name.startswith('alignlab')]"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
+    done = run_plain(code)
     backbone, picture = alignlab.load(exported[0]), Image.new("RGB", (224, 224), "red")
     question = "describe the image ."
     assert question in use

@@ -6,6 +6,7 @@ from time import thread_time
 
 import pytest
 
+from alignlab.certificate.children import run_child
 from alignlab.errors import InputError
 from alignlab.experiment.config import (
     ConfigError,
@@ -134,6 +135,13 @@ class {name}(MLE):
 '''
 
 
+def made_anew(saved):
+    """The objects of a saved config, in a process that has not seen their classes."""
+    assert "fresh_mle" not in sys.modules
+    requires = instantiate(resolve(read(saved))).requires
+    return {"requires": requires, "file": sys.modules["fresh_mle"].__file__}
+
+
 class TestOwnClasses:
     def test_a_module_beside_the_config_is_found_and_recorded(self, write, tmp_path):
         write(OWN.format(name="FocalMLE"), "own/focal_mle_here.py")
@@ -152,9 +160,9 @@ class TestOwnClasses:
         write(OWN.format(name="Fresh"), "own/fresh_mle.py")
         path = write("{objective: fresh_mle.Fresh, data: Scenes}", "own/fresh.yaml")
         saved = write(dump(resolve_file(path)), "runs/config.yaml")
-        code = f"from alignlab.experiment.config import *; print(instantiate(resolve(read({str(saved)!r}))).requires)"
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        assert done.stdout == "('conversation',)\n", done.stderr
+        found = run_child(made_anew, saved)
+        file = str(saved.parents[1] / "own" / "fresh_mle.py")
+        assert found == {"requires": ("conversation",), "file": file}
 
     def test_the_current_directory_is_searched(self, write, tmp_path, monkeypatch):
         write(OWN.format(name="Cwd"), "cwd_mle.py")
