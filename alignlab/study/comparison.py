@@ -24,7 +24,9 @@ def compare(results: Results, arm: str, metric: str) -> Entry:
     key = "entry", arm, metric
     if key not in results.memory:
         entry = row(results, metric)[arm]
-        finding = None if entry.difference is None else find(entry, results.unit, mismatches(results, arm))
+        finding = (
+            None if entry.difference is None else find(entry, results.unit, mismatches(results, arm, metric=metric))
+        )
         results.memory[key] = replace(entry, finding=finding)
     return results.memory[key]
 

@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from alignlab.experiment import shading
 from alignlab.study import gallery, plots
+from alignlab.study.audit import total_costs
 from alignlab.study.comparison import (
     Entry,
     caveats,
@@ -24,6 +25,7 @@ from alignlab.study.comparison import (
     trades,
     verdict,
 )
+from alignlab.study.costsheet import SHORT, cost_sheet
 from alignlab.study.display import duration
 from alignlab.study.results import CellResult, Results
 from alignlab.study.sheets import Sheet, audit_sheet, calibration_sheets
@@ -57,7 +59,8 @@ def report(directory: Path, *, console: Console | None = None) -> Path:
 def _print(results: Results, console: Console) -> None:
     if results.finished:
         console.print(score_table(results))
-    for sheet in (audit_sheet(results, results.metrics), *calibration_sheets(results)):
+    sheets = (audit_sheet(results, results.metrics), *calibration_sheets(results), cost_sheet(results, SHORT))
+    for sheet in sheets:
         if sheet is not None:
             console.print(sheet_table(sheet))
     for line in summary(results):
@@ -86,6 +89,7 @@ def markdown(results: Results) -> str:
     lines += ["", "## Arms", ""]
     differing = [[results.label(arm), _differs(results, arm)] for arm in results.arms]
     lines += _rows(["arm", f"differs from {results.baseline}"], differing)
+    lines += _sheet(cost_sheet(results))
     header = ["arm", "start", "seed", "state", "time", "steps", "samples", "trained parameters", "directory"]
     lines += ["", "## Cells", "", *_rows(header, [_cell_row(cell, results.directory) for cell in results.cells])]
     lines += ["", "## How to read this", "", *(f"- {note}" for note in caveats(results))]
@@ -171,7 +175,7 @@ def html(results: Results) -> str:
         more=more,
         audit=audit_sheet(results, results.metrics),
         more_audits=audit_sheet(results, results.audits.keys() - set(results.metrics)),
-        calibrations=calibration_sheets(results),
+        calibrations=[*calibration_sheets(results), *([costs] if (costs := cost_sheet(results)) else [])],
         score_plots={m: plots.score_plot(results, row) for m, row in entries.items() if any(e.score for e in row)},
         tradeoff=(plots.tradeoff_plot(results, traded), trade_note(results)) if traded else None,
         curves=[(arm, plot) for arm in results.arms if (plot := plots.curve_plot(results, arm, wide=wide)) is not None],
@@ -198,7 +202,8 @@ def _breakable(name: str) -> Markup:
 
 def _facts(results: Results) -> list[str]:
     """The line below the title."""
-    seconds = sum(cell.seconds or 0 for cell in {cell.directory: cell for cell in results.finished}.values())
+    total = total_costs(results)
+    seconds = (total.training or 0) + (total.evaluation or 0)
     facts = [f"{len(results.finished)} of {len(results.cells)} cells finished"]
     return facts + ([f"{duration(seconds)} of computation"] if seconds else [])
 

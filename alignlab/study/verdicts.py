@@ -40,7 +40,7 @@ def judge(results: Results, registered: Registered) -> Judged:
         entry = row(results, claim.metric)[claim.arm]
     else:
         entry = measure(results, claim.arm, claim.metric, claim.against)
-    finding = find(entry, results.unit, mismatches(results, claim.arm, claim.against), claim)
+    finding = find(entry, results.unit, mismatches(results, claim.arm, claim.against, metric=claim.metric), claim)
     if finding is None:
         why = f"no start and seed of {claim.arm} and {claim.against} is finished that has the metric"
         finding = Finding("inconclusive", why)
