@@ -111,7 +111,7 @@ def _not_uploaded(folder: Path, id: str) -> list[Path]:
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> wandb.Table:
-    table = wandb.Table(columns=list(columns), allow_mixed_types=True)
+    table = wandb.Table(columns=list(columns))
     for row in rows:
         table.add_data(*(wandb.Image(value) if isinstance(value, Image) else value for value in row))
     return table

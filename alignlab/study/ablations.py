@@ -111,9 +111,8 @@ def _ablation(item: Mapping[str, Any]) -> Ablation:
     return Ablation(**texts, rows=tuple(rows))
 
 
-@dataclass(frozen=True)
-class Mirrored:
-    """A setting on the lab; None where no record has it."""
+class Mirrored(NamedTuple):
+    """A setting and its score on the lab, None where no record has it."""
 
     row: Row
     score: Interval | None

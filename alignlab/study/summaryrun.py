@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from hashlib import sha256
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from alignlab.experiment.wandbrun import Summary
 
 WRITTEN = "wandb/summary.json"
+VERDICTS = ("supported", "not supported", "inconclusive")
 REPORTS = ("report.html", "report.md", MANIFEST)
 
 Table = tuple[Sequence[str], Sequence[Sequence[Any]]]
@@ -173,5 +175,9 @@ def _summary(results: Results, tables: Mapping[str, Table], files: Mapping[str, 
     from alignlab.experiment.wandbrun import Summary
 
     figures = {Path(name).stem: path for name, path in files.items() if name.endswith(".png")}
-    numbers = {"cells": len(results.cells), "finished": len(results.finished)}
+    numbers: dict[str, int] = {"cells planned": len(results.cells), "cells finished": len(results.finished)}
+    if "claims" in tables:
+        columns, rows = tables["claims"]
+        verdicts = Counter(row[columns.index("verdict")] for row in rows)
+        numbers |= {f"claims {verdict}": verdicts[verdict] for verdict in VERDICTS}
     return Summary(numbers, tables, figures, files)
