@@ -1,6 +1,7 @@
 """claimspage: what papers say, beside what studies found, as one Markdown page made from records."""
 
 import os
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -119,7 +120,7 @@ def _said(tests: Sequence[Test], page: Path) -> list[str]:
     lines = []
     for says, own in grouped.items():
         sources = "; ".join(dict.fromkeys(test.claim.source for test in own if test.claim.source))
-        lines += ["", f"> {says}" + (f" ({sources})" if sources else ""), ""]
+        lines += ["", f"> {says}" + (f" ({_linked(sources)})" if sources else ""), ""]
         header = ["study", "compared", "expected", "found", "verdict", "registered", "cost of a cell"]
         lines += _table(header, [_row(test, page) for test in own])
     return lines
@@ -163,18 +164,14 @@ def _cost(record: Record, claim: Claim) -> str:
 def _ablation(ablation: Ablation, records: Mapping[str, Record]) -> list[str]:
     """A published ablation beside the lab's."""
     found = mirror(ablation, records)
-    missing = [each.row for each in found if each.score is None]
-    lines = ["", f"### Mirrored ablation: {ablation.asks}", "", f"Published: {ablation.source}."]
+    lines = ["", f"### Mirrored ablation: {ablation.asks}", "", f"Published: {_linked(ablation.source)}."]
     lines[-1] += f" Its scale: {ablation.scale}." if ablation.scale else ""
     lines[-1] += f" {ablation.note}" if ablation.note else ""
-    if len(missing) == len(found):
-        studies = dict.fromkeys(row.study for row in missing)
-        return [*lines, "", f"Not run with records yet ({', '.join(studies)})."]
     head = "published" if ablation.scale else "published place"
     rows = []
     for row, value in found:
         told = row.published if row.published is not None else row.rank
-        rows.append([row.name, setting(told), score(value) if value else "no record"])
+        rows.append([row.name, setting(told), score(value) if value else UNKNOWN])
     pairs = agreements(ablation, records)
     lines += ["", *_table(["setting", head, f"lab: {ablation.metric}"], rows), "", tally(pairs)]
     return lines + [f"- {_agreement(pair)}" for pair in pairs if pair.sign == "the opposite"]
@@ -214,6 +211,11 @@ def _link(name: str, file: Path | None, page: Path) -> str:
     if file is None or not file.is_file():
         return name
     return f"[{name}]({Path(os.path.relpath(file, page.parent)).as_posix()})"
+
+
+def _linked(source: str) -> str:
+    """With links to arXiv."""
+    return re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", source)
 
 
 def _plain(path: Path) -> str:

@@ -68,7 +68,10 @@ def rows(page: str, start: str) -> list[list[str]]:
 
 def test_a_claim_stands_with_effect_verdict_registration_and_cost(folder):
     page = claims_page(folder, folder / "claims.md")
-    assert "## Own\n\n> The middle is best. (Own, arXiv:0000.00000; Own, Table 3)\n" in page
+    assert (
+        "## Own\n\n> The middle is best. (Own, [arXiv:0000.00000](https://arxiv.org/abs/0000.00000); Own, Table 3)\n"
+        in page
+    )
     helps, fails = rows(page, "mine")[:2]
     # differences 0.15, 0.13, 0.16: standard deviation 0.01528, half width 4.3027 * 0.01528 / sqrt(3) = 0.038
     assert helps[1:4] == ["*middle* against *low*", "m higher, by 0.01", "0.203 → 0.350: +0.147 [+0.109, +0.185]"]
@@ -123,9 +126,9 @@ def test_what_scatters_is_not_told_apart_and_what_has_no_record_is_said(folder, 
     page = claims_page(folder, folder / "claims.md", published=published(text))
     assert "Of 3 pairs of settings, 1 stand on the lab in the paper's order, 0 in the opposite one, and 2 " in page
     page = claims_page(folder, folder / "claims.md", published=published(text.replace("study: mine", "study: other")))
-    assert "Not run with records yet (other)." in page
+    assert rows(page, "low") == [["low", "60", "no record yet"]] and "No two settings that differ in the pap" in page
     page = claims_page(folder, folder / "claims.md", published=published(text.replace("noisy", "gone")))
-    assert rows(page, "gone") == [["gone", "61", "no record"]]
+    assert rows(page, "gone") == [["gone", "61", "no record yet"]]
 
 
 def test_gains_of_two_studies_are_compared_by_rank(folder, published, tmp_path):
