@@ -126,7 +126,22 @@ def _make_parser() -> tuple[argparse.ArgumentParser, Any]:
     start.add_argument("--dry-run", action="store_true", help="validate and print the cells, run nothing")
     report = _command(study_commands, "report", _study_report, "write the report of a study directory again")
     report.add_argument("study", type=Path, metavar="STUDY_DIR")
+    _add_claims(study_commands)
     return parser, commands
+
+
+def _add_claims(study_commands: Any) -> None:
+    record = _command(study_commands, "record", _study_record, "write what a study has found into one small file")
+    record.add_argument("study", type=Path, metavar="STUDY_DIR")
+    record.add_argument(
+        "--output", type=Path, metavar="DIR", default=Path("records"), help="folder of records (default: records)"
+    )
+    record.add_argument("--note", action="append", metavar="TEXT", default=[], help="what a reader should know")
+    claims = _command(study_commands, "claims", _study_claims, "write a page of claims and verdicts from records")
+    claims.add_argument("records", type=Path, metavar="RECORDS", help="folder of records")
+    claims.add_argument("--output", type=Path, metavar="FILE", default=Path("claims.md"), help="(default: claims.md)")
+    claims.add_argument("--studies", type=Path, metavar="DIR", help="studies whose unanswered claims are listed, too")
+    claims.add_argument("--published", type=Path, metavar="FILE", help="the papers' own ablations, to compare with")
 
 
 def _add_mine(commands: Any) -> None:
@@ -376,6 +391,21 @@ def _study_report(arguments: argparse.Namespace, rest: list[str]) -> int:
     from alignlab.study import report
 
     report(arguments.study)
+    return 0
+
+
+def _study_record(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from alignlab.study.records import record
+
+    print(f"record: {record(arguments.study, arguments.output, arguments.note)}")
+    return 0
+
+
+def _study_claims(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from alignlab.study.claimspage import write_claims
+
+    write_claims(arguments.records, arguments.output, studies=arguments.studies, published=arguments.published)
+    print(f"claims: {arguments.output}")
     return 0
 
 

@@ -20,8 +20,9 @@ from alignlab.study import Study
 ROOT = Path(__file__).parents[1] / "experiments"
 STUDIES = sorted((ROOT / "studies").glob("*.yaml"))
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+NO_EXPERIMENTS = ("base.yaml", "published.yaml")
 EXPERIMENTS = sorted(
-    path for path in ROOT.rglob("*.yaml") if path not in (*STUDIES, *RECIPES) and path.name != "base.yaml"
+    path for path in ROOT.rglob("*.yaml") if path not in (*STUDIES, *RECIPES) and path.name not in NO_EXPERIMENTS
 )
 SHORT = [
     "trainer.max_steps=2", "trainer.limit_val_batches=1", "wandb.mode=disabled", "data.batch_size=8", "data.num_val=8",

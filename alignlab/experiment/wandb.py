@@ -1,6 +1,5 @@
-"""Weights & Biases: a mirror of the run directory, offline unless asked; the package's one door to wandb."""
+"""Weights & Biases: a mirror of the run directory, offline unless asked."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,12 +8,9 @@ import wandb
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
-from alignlab.errors import InputError
 from alignlab.experiment import shading
-from alignlab.experiment.config import WandbSettings
-
-INIT_SECONDS, FINISH_SECONDS = 30, 120
-"""How long W&B may try to begin a run, and to upload what is left of it."""
+from alignlab.experiment.resolving import WandbSettings
+from alignlab.experiment.wandbrun import begin
 
 
 def mirror(settings: WandbSettings, *, config: Mapping[str, Any], folder: Path, name: str, id: str) -> "Mirror":
@@ -23,36 +19,9 @@ def mirror(settings: WandbSettings, *, config: Mapping[str, Any], folder: Path, 
     Raises:
         InputError: W&B does not begin a run: it cannot be reached, or nobody is logged in.
     """
-    # Pictures of tables wait for their upload in W&B's data directory, by default one for all runs in the user's home;
-    # here they stay beside the run that `wandb sync` uploads.
-    os.environ["WANDB_DATA_DIR"] = str(folder.resolve() / "wandb")
     if rank_zero_only.rank:
         return Mirror(None)
-    try:
-        run = wandb.init(
-            project=settings.project,
-            entity=settings.entity,
-            group=settings.group,
-            name=settings.name or name,
-            tags=list(settings.tags),
-            dir=folder,
-            id=id,
-            resume="allow",
-            mode=settings.mode,
-            config=dict(config),
-            settings=wandb.Settings(
-                silent=True,
-                console="off",
-                x_disable_stats=True,
-                init_timeout=INIT_SECONDS,
-                finish_timeout=FINISH_SECONDS,
-            ),
-        )
-    except wandb.Error as error:
-        raise InputError(
-            f"wandb.mode {settings.mode}: Weights & Biases does not begin a run ({str(error).splitlines()[0]}); with "
-            "wandb.mode offline the run needs no network, and `wandb sync` uploads it later"
-        ) from error
+    run = begin(settings, config=config, folder=folder, name=settings.name or name, id=id)
     # Charts over optimizer steps: W&B's own count goes on from where it stopped when a run resumes further back.
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)

@@ -29,6 +29,7 @@ from alignlab.study.costsheet import SHORT, cost_sheet
 from alignlab.study.display import duration
 from alignlab.study.results import CellResult, Results
 from alignlab.study.sheets import Sheet, audit_sheet, calibration_sheets
+from alignlab.study.summaryrun import summarize
 from alignlab.study.tables import score_table, sheet_table, shown, told, unfinished
 from alignlab.study.wording import bounds, number, score, setting, signed
 
@@ -52,6 +53,7 @@ def report(directory: Path, *, console: Console | None = None) -> Path:
     (results.directory / "report.md").write_text(markdown(results), encoding="utf-8")
     page = results.directory / "report.html"
     page.write_text(html(results), encoding="utf-8")
+    summarize(results)
     console.print(f"Report: {page}", soft_wrap=True, highlight=False)
     return page
 

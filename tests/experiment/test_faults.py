@@ -557,7 +557,7 @@ class TestWandb:
 
     @pytest.mark.parametrize(("key", "message"), [("0" * 40, "Failed to get resume"), ("", "No API key configured")])
     def test_an_unreachable_one_is_said_soon(self, start, monkeypatch, tmp_path, key, message):
-        monkeypatch.setattr("alignlab.experiment.wandb.INIT_SECONDS", 3)
+        monkeypatch.setattr("alignlab.experiment.wandbrun.INIT_SECONDS", 3)
         settings = {"HOME": str(tmp_path), "WANDB_API_KEY": key, "WANDB_BASE_URL": "http://127.0.0.1:9"}
         code, said = start({"wandb": {"mode": "online"}}, before=lambda: os.environ.update(settings)).end(20)
         assert code == 2 and "Traceback" not in said
