@@ -148,7 +148,7 @@ def _costs(cell: CellResult) -> list[str]:
 def html(results: Results) -> str:
     """The report as one page that needs nothing else."""
     environment = Environment(
-        loader=PackageLoader("alignlab.study", "."),
+        loader=PackageLoader("alignlab.study", "report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -160,7 +160,7 @@ def html(results: Results) -> str:
     more = _entries(results, [metric for metric in results.all_metrics if metric not in results.metrics])
     traded = trades(results)
     wide = len(results.arms) in (1, 2, 4)  # two a row, else three
-    return environment.get_template("report.html.j2").render(
+    return environment.get_template("page.html.j2").render(
         results=results,
         colors={arm: plots.color_index(results, arm) for arm in results.arms},
         extent=extent(results),
