@@ -1,64 +1,34 @@
-"""Plots: SVG for the report, drawn by matplotlib and coloured by the page, so that they are legible in light and dark.
+"""plots: the drawings of a report, with the numbers that they show."""
 
-matplotlib writes stand-in colours, which are then replaced by the page's CSS variables; text stays text.
-"""
-
-import io
-import re
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from alignlab.study.comparison import Entry, Trade
+from alignlab.study.figures import ARMS, CARD, INK, MUTED, SETTINGS, Drawing, name_of
 from alignlab.study.labels import DISTANCES, Box, Point, place_names
 from alignlab.study.naming import is_size
 from alignlab.study.results import CellResult, Results
 from alignlab.study.statistics import Interval
 
-INK, MUTED, GRID, CARD = "#010203", "#040506", "#070809", "#0c0d0e"
 POINT, LARGEST = 8.0, 22.0
 """Widths of points: of all where there is no third metric, and of the one with most of it."""
-
-NUM_COLORS = 9
-"""Of the page's CSS variables --arm0 (the baseline) to --arm8; more arms begin again at --arm1."""
-
-SETTINGS = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "alignlab",
-    "font.size": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": GRID,
-    "axes.labelcolor": MUTED,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.8,
-    "text.color": INK,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "xtick.labelsize": 10,
-    "ytick.labelsize": 10,
-}
 
 
 def color_index(results: Results, arm: str) -> int:
     """The number of an arm's colour: 0 for the baseline."""
     if arm == results.baseline:
         return 0
-    return 1 + results.others.index(arm) % (NUM_COLORS - 1)
+    return 1 + results.others.index(arm) % (len(ARMS) - 1)
 
 
-def score_plot(results: Results, entries: Sequence[Entry]) -> str:
+def score_plot(results: Results, entries: Sequence[Entry]) -> Drawing:
     """One metric: on the left every arm's mean with its interval and its cells, on the right the paired differences.
 
     Args:
@@ -69,7 +39,7 @@ def score_plot(results: Results, entries: Sequence[Entry]) -> str:
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
         figure.subplots_adjust(left=0.255, right=0.97, top=0.99, bottom=36 / (40 + 28 * len(entries)), wspace=0.18)
         for row, entry in enumerate(entries):
-            color = _color(color_index(results, entry.arm))
+            color = ARMS[color_index(results, entry.arm)]
             _draw_score(left, row, entry, color)
             _draw_difference(right, row, entry, color)
         left.set_yticks(range(len(entries)), [_short(entry.arm) for entry in entries])
@@ -86,10 +56,23 @@ def score_plot(results: Results, entries: Sequence[Entry]) -> str:
             axes.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 2.5, 5, 10]))
             axes.xaxis.set_major_formatter(_tick)
         right.tick_params(axis="y", labelleft=False)
-        return _svg(figure, f"{entries[0].metric}: scores and differences{_to(results, results.baseline)}")
+    label = f"{entries[0].metric}: scores and differences{_to(results, results.baseline)}"
+    return Drawing(name_of("effects", entries[0].metric), label, figure, *_effects(results, entries))
 
 
-def tradeoff_plot(results: Results, trades: Sequence[Trade]) -> str:
+def _effects(results: Results, entries: Sequence[Entry]) -> tuple[tuple[str, ...], tuple[tuple, ...]]:
+    """The numbers of ``score_plot``: header and rows."""
+    header = ("arm", "cells", "score", "score_low", "score_high")
+    header += ("against", "pairs", "difference", "difference_low", "difference_high")
+    rows = []
+    for entry in entries:
+        against = None if entry.difference is None else results.reference(entry.arm)
+        score, difference = (each or (None, None, None) for each in (entry.score, entry.difference))
+        rows.append((entry.arm, len(entry.values), *score, against, len(entry.differences), *difference))
+    return header, tuple(rows)
+
+
+def tradeoff_plot(results: Results, trades: Sequence[Trade]) -> Drawing:
     """What is gained to the right, what it costs upwards: a point an arm with its intervals, faint ones its cells.
 
     The area of a point is the third metric, if there is one.
@@ -108,7 +91,7 @@ def tradeoff_plot(results: Results, trades: Sequence[Trade]) -> str:
         for trade in trades:
             hollow = len(results.tradeoff) > 2 and trade.size is None
             width = POINT if most <= 0 or trade.size is None else _width(trade.size.mean / most)
-            color = _color(color_index(results, trade.arm))
+            color = ARMS[color_index(results, trade.arm)]
             _draw_trade(axes, trade, color, trade.arm == results.baseline, width, hollow)
         axes.margins(0.14)
         axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())  # as names are placed in a plot that stays as it is
@@ -121,7 +104,13 @@ def tradeoff_plot(results: Results, trades: Sequence[Trade]) -> str:
         _draw_names(axes, results, trades)
         if most > 0:
             _draw_sizes(figure, results.tradeoff[2], most)
-        return _svg(figure, f"{results.tradeoff[0]} against {results.tradeoff[1]}, by arm")
+    label = f"{results.tradeoff[0]} against {results.tradeoff[1]}, by arm"
+    header = tuple(f"{metric}{end}" for metric in results.tradeoff for end in ("", "_low", "_high"))
+    rows = []
+    for trade in trades:
+        means = (*trade.means, trade.size)[: len(results.tradeoff)]
+        rows.append((trade.arm, *(value for mean in means for value in mean or (None, None, None))))
+    return Drawing(name_of("tradeoff", *results.tradeoff), label, figure, ("arm", *header), tuple(rows))
 
 
 def _ticks() -> MaxNLocator:
@@ -241,7 +230,7 @@ def _difference_range(entries: Sequence[Entry]) -> tuple[float, float]:
     return min(reach) - margin, max(reach) + margin
 
 
-def curve_plot(results: Results, arm: str, *, wide: bool = False) -> str | None:
+def curve_plot(results: Results, arm: str, *, wide: bool = False) -> Drawing | None:
     """Training and validation loss of an arm's cells over steps, with their means; None where nothing was logged.
 
     Args:
@@ -254,7 +243,7 @@ def curve_plot(results: Results, arm: str, *, wide: bool = False) -> str | None:
         figure = Figure(figsize=(400 / 72, 235 / 72) if wide else (340 / 72, 220 / 72))
         axes = figure.subplots()
         figure.subplots_adjust(left=0.13, right=0.97, top=0.96, bottom=0.19)
-        color = _color(color_index(results, arm))
+        color = ARMS[color_index(results, arm)]
         for metric, style in (("train/loss", "-"), ("val/loss", "--")):
             for cell in cells:
                 marker = "" if len(cell.curve(metric)[0]) > 1 else "."
@@ -264,7 +253,17 @@ def curve_plot(results: Results, arm: str, *, wide: bool = False) -> str | None:
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.margins(x=0.02)
-        return _svg(figure, f"learning curves of {arm}: training loss solid, validation loss dashed")
+    label = f"learning curves of {arm}: training loss solid, validation loss dashed"
+    return Drawing(name_of("curves", arm), label, figure, ("metric", "start", "seed", "step", "value"), _steps(cells))
+
+
+def _steps(cells: Sequence[CellResult]) -> tuple[tuple[str | float, ...], ...]:
+    return tuple(
+        (metric, cell.start, cell.seed, step, value)
+        for metric in ("train/loss", "val/loss")
+        for cell in cells
+        for step, value in zip(*cell.curve(metric), strict=True)
+    )
 
 
 def _mean_curve(cells: Sequence[CellResult], metric: str) -> tuple[list[int], list[float]]:
@@ -274,31 +273,9 @@ def _mean_curve(cells: Sequence[CellResult], metric: str) -> tuple[list[int], li
     return steps, [float(np.mean([curve[step] for curve in curves])) for step in steps]
 
 
-def _color(index: int) -> str:
-    return f"#0a0b0{index}"
-
-
 def _tick(value: float, _: int) -> str:
     return f"{value:g}".replace("-", "\N{MINUS SIGN}")
 
 
 def _short(name: str, most: int = 14) -> str:
     return name if len(name) <= most else f"{name[: most - 1]}…"
-
-
-def _svg(figure: Figure, label: str) -> str:
-    """The figure as an ``<svg>`` element that takes the page's width, font and colours."""
-    buffer = io.StringIO()
-    FigureCanvasSVG(figure)
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
-    for color, variable in ((INK, "--ink"), (MUTED, "--muted"), (GRID, "--line"), (CARD, "--card")):
-        text = text.replace(color, f"var({variable})")
-    text = re.sub(r"#0a0b0(\d)", r"var(--arm\1)", text)
-    view = re.search(r'viewBox="[^"]*"', text)[0]
-    label = label.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
-    opening = f'<svg class="plot" role="img" aria-label="{label}" {view} xmlns:xlink="http://www.w3.org/1999/xlink">'
-    return opening + text[text.index(">") + 1 :]

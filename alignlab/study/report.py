@@ -25,6 +25,7 @@ from alignlab.study.comparison import (
     verdict,
 )
 from alignlab.study.display import duration
+from alignlab.study.figures import svg_for_page
 from alignlab.study.results import CellResult, Results
 from alignlab.study.sheets import Sheet, audit_sheet, calibration_sheets
 from alignlab.study.tables import score_table, sheet_table, shown, told, unfinished
@@ -172,9 +173,9 @@ def html(results: Results) -> str:
         audit=audit_sheet(results, results.metrics),
         more_audits=audit_sheet(results, results.audits.keys() - set(results.metrics)),
         calibrations=calibration_sheets(results),
-        score_plots={m: plots.score_plot(results, row) for m, row in entries.items() if any(e.score for e in row)},
-        tradeoff=(plots.tradeoff_plot(results, traded), trade_note(results)) if traded else None,
-        curves=[(arm, plot) for arm in results.arms if (plot := plots.curve_plot(results, arm, wide=wide)) is not None],
+        score_plots={m: svg_for_page(plots.score_plot(results, row)) for m, row in entries.items() if _scored(row)},
+        tradeoff=(svg_for_page(plots.tradeoff_plot(results, traded)), trade_note(results)) if traded else None,
+        curves=[(arm, svg_for_page(p)) for arm in results.arms if (p := plots.curve_plot(results, arm, wide=wide))],
         wide=wide,
         walls=gallery.walls(results),
         shading=Markup(shading.STYLE),
@@ -184,6 +185,10 @@ def html(results: Results) -> str:
         place=shown,
         made=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
+
+
+def _scored(row: Sequence[Entry]) -> bool:
+    return any(entry.score for entry in row)
 
 
 def _entries(results: Results, metrics: Sequence[str]) -> dict[str, list[Entry]]:
