@@ -112,6 +112,7 @@ class Results:
     headline: tuple[str, ...]
     tradeoff: tuple[str, ...]
     claims: tuple[Registered, ...]
+    tuned: dict[str, str]
     notes: tuple[str, ...]
     cells: tuple[CellResult, ...]
 
@@ -135,7 +136,7 @@ class Results:
         texts |= {key: manifest.get(key) for key in ("oracle", "placebo")}
         lists |= {"headline": tuple(manifest["metrics"]), "tradeoff": tuple(manifest.get("tradeoff", ()))}
         lists |= {"claims": registered(manifest.get("claims", ())), "cells": tuple(cells)}
-        return cls(directory, **texts, **lists, against=manifest.get("against", {}))
+        return cls(directory, **texts, **lists, against=manifest.get("against", {}), tuned=manifest.get("tuned", {}))
 
     @property
     def finished(self) -> list[CellResult]:
