@@ -26,6 +26,7 @@ from alignlab.study.comparison import (
 )
 from alignlab.study.display import duration
 from alignlab.study.figures import svg_for_page
+from alignlab.study.pictures import pictures
 from alignlab.study.results import CellResult, Results
 from alignlab.study.sheets import Sheet, audit_sheet, calibration_sheets
 from alignlab.study.tables import score_table, sheet_table, shown, told, unfinished
@@ -156,7 +157,7 @@ def html(results: Results) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"score": score, "signed": signed, "bounds": bounds, "setting": setting, "told": told}
-    environment.filters |= {"breakable": _breakable, "paired": paired}
+    environment.filters |= {"breakable": _breakable, "paired": paired, "number": number}
     entries = _entries(results, results.metrics)
     more = _entries(results, [metric for metric in results.all_metrics if metric not in results.metrics])
     traded = trades(results)
@@ -177,6 +178,7 @@ def html(results: Results) -> str:
         tradeoff=(svg_for_page(plots.tradeoff_plot(results, traded)), trade_note(results)) if traded else None,
         curves=[(arm, svg_for_page(p)) for arm in results.arms if (p := plots.curve_plot(results, arm, wide=wide))],
         wide=wide,
+        pictures=pictures(results),
         walls=gallery.walls(results),
         shading=Markup(shading.STYLE),
         costs=_costs,
