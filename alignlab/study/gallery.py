@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from markupsafe import Markup
 from PIL import Image, UnidentifiedImageError
@@ -96,7 +96,7 @@ def _spread(items: Iterable[dict[str, Any]]) -> float:
 def _card(items: Mapping[str, dict[str, Any]], shown: Mapping[str, CellResult]) -> Card | None:
     """One thing that was judged, with its item of each arm; None where a picture cannot be read."""
     files = {arm: shown[arm].directory / item["picture"] for arm, item in items.items() if item.get("picture")}
-    embedded = {arm: _embed(file) for arm, file in files.items()}
+    embedded = {arm: embed(file) for arm, file in files.items()}
     if None in embedded.values():
         return None
     uris = {arm: uri for arm, (uri, _) in embedded.items()}
@@ -113,7 +113,7 @@ def _card(items: Mapping[str, dict[str, Any]], shown: Mapping[str, CellResult]) 
     longest = 12 + 2 * len(reference.split())
     answers = []
     for (output, score, own), same in wrote.items():
-        words = _marked(output, reference)
+        words = marked(output, reference)
         rest = max(0, len(words) - longest)
         answers.append(Answer(tuple(same), words[:longest], rest, score, picture=own))
     return Card(*head, tuple(answers))
@@ -125,7 +125,7 @@ def _weighed(arm: str, item: dict[str, Any]) -> Answer:
     return Answer((arm,), (), max(0, len(tokens) - MOST_TOKENS), item["score"], coloured)
 
 
-def _marked(output: str, reference: str) -> tuple[tuple[str, bool], ...]:
+def marked(output: str, reference: str) -> tuple[tuple[str, bool], ...]:
     """The output's words, True where the reference, if there is one, has no such word in that place."""
     words = output.split()
     if not reference:
@@ -135,10 +135,10 @@ def _marked(output: str, reference: str) -> tuple[tuple[str, bool], ...]:
     return tuple((word, index not in right) for index, word in enumerate(words))
 
 
-def _embed(path: Path) -> tuple[str, tuple[int, int]] | None:
+def embed(file: Path | BinaryIO) -> tuple[str, tuple[int, int]] | None:
     """A picture as a data URI and its width and height; large ones smaller; None where it cannot be read."""
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             picture = image.convert("RGB")
     except (OSError, UnidentifiedImageError):
         return None

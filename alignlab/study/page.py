@@ -18,16 +18,17 @@ from alignlab.study.evidence import evidence_sheet, expected, grounds, judgement
 from alignlab.study.figures import ARMS, DARK, svg_for_page
 from alignlab.study.naming import is_chance
 from alignlab.study.payoff import OPERATIONS
+from alignlab.study.pictures import pictures
 from alignlab.study.plots import color_index
 from alignlab.study.results import Results
 from alignlab.study.sheets import audit_sheet, calibration_sheets
 from alignlab.study.tables import expenses, shown, told
 from alignlab.study.verdicts import RULE
-from alignlab.study.wording import bounds, score, setting, signed
+from alignlab.study.wording import bounds, number, score, setting, signed
 
 FILTERS = {
     **{"score": score, "signed": signed, "bounds": bounds, "setting": setting, "told": told, "paired": paired},
-    **{"expected": expected, "grounds": grounds, "registration": registration, "svg": svg_for_page},
+    **{"expected": expected, "grounds": grounds, "registration": registration, "svg": svg_for_page, "number": number},
 }
 
 
@@ -91,6 +92,7 @@ def _sheets(results: Results) -> dict[str, Any]:
         "more_audits": audit_sheet(results, results.audits.keys() - set(results.metrics)),
         "calibrations": calibration_sheets(results),
         "expenses": expenses,
+        "pictures": pictures(results),
     }
 
 

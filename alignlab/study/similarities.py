@@ -1,0 +1,130 @@
+"""similarities: how near pictures and texts come to one another, arm by arm, as UniME's figure shows it."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps, rc_context
+from matplotlib.figure import Figure
+from PIL import Image
+
+from alignlab.study.figures import SETTINGS, Drawing, name_of
+from alignlab.study.results import CellResult, Results
+from alignlab.study.statistics import Interval, mean_interval
+
+COLORS = "viridis"
+COLUMNS = 4
+"""Of the figure for a paper."""
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Cosines of an arm's pictures (rows) with their texts (columns), in the mean over its finished cells.
+
+    Args:
+        cosines: (Q, Q) in [-1, 1]; on the diagonal what belongs together.
+        uri: The heat map as a data URI, a pixel a pair.
+        matched: Mean of the diagonal.
+        others: Mean of all else.
+        found: Share of pictures to which their own text is the nearest of the Q, in [0, 1].
+    """
+
+    arm: str
+    cosines: np.ndarray
+    uri: str
+    matched: Interval
+    others: Interval
+    found: Interval
+    cells: int
+
+
+@dataclass(frozen=True)
+class Similarities:
+    """One evaluator's matrices, on one scale.
+
+    Args:
+        low, high: Cosines of the darkest and the lightest colour, all but the outermost 0.5 % of each side between.
+        scale: The colours from low to high, as a data URI.
+    """
+
+    evaluator: str
+    matrices: tuple[Matrix, ...]
+    low: float
+    high: float
+    scale: str
+
+    @property
+    def size(self) -> int:
+        """Pictures, and texts."""
+        return len(self.matrices[0].cosines)
+
+
+def similarities(results: Results, evaluator: str) -> Similarities | None:
+    """The matrices of all arms that have them; None where none has."""
+    found = {arm: stack for arm in results.arms if (stack := _stack(results.of(arm), evaluator)) is not None}
+    if not found:
+        return None
+    size = max(stack.shape[-1] for stack in found.values())
+    means = {arm: stack.mean(axis=0) for arm, stack in found.items() if stack.shape[-1] == size}
+    low, high = np.quantile(np.stack(list(means.values())), (0.005, 0.995)).tolist()
+    high = max(high, low + 0.01)
+    matrices = tuple(_matrix(arm, found[arm], mean, (low, high)) for arm, mean in means.items())
+    scale = _uri(np.linspace(low, high, 64)[None], (low, high))
+    return Similarities(evaluator, matrices, low, high, scale)
+
+
+def _stack(cells: Sequence[CellResult], evaluator: str) -> np.ndarray | None:
+    """(cells, Q, Q), of the finished cells that have matrices of the first one's size."""
+    matrices = [matrix for cell in cells if cell.finished and (matrix := _read(cell.items(evaluator))) is not None]
+    return np.stack([matrix for matrix in matrices if matrix.shape == matrices[0].shape]) if matrices else None
+
+
+def _read(items: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
+    rows = [item["similarities"] for item in items if "similarities" in item]
+    square = len(rows) > 1 and all(len(row) == len(rows) for row in rows)
+    return np.asarray(rows, dtype=np.float64) if square else None
+
+
+def _matrix(arm: str, stack: np.ndarray, mean: np.ndarray, bounds: tuple[float, float]) -> Matrix:
+    size = stack.shape[-1]
+    diagonal = np.diagonal(stack, axis1=1, axis2=2)
+    others = (stack.sum(axis=(1, 2)) - diagonal.sum(axis=1)) / (size * (size - 1))
+    nearest = (diagonal >= stack.max(axis=2)).mean(axis=1)
+    numbers = (mean_interval(values.tolist()) for values in (diagonal.mean(axis=1), others, nearest))
+    return Matrix(arm, mean, _uri(mean, bounds), *numbers, cells=len(stack))
+
+
+def _uri(values: np.ndarray, bounds: tuple[float, float]) -> str:
+    low, high = bounds
+    colors = colormaps[COLORS](np.clip((values - low) / (high - low), 0, 1), bytes=True)[..., :3]
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(colors)).quantize(64).save(buffer, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def drawing(shown: Similarities) -> Drawing:
+    """All matrices in one figure, for a paper."""
+    columns = min(COLUMNS, len(shown.matrices))
+    lines = -(-len(shown.matrices) // columns)
+    with rc_context(SETTINGS | {"axes.grid": False, "axes.spines.left": False, "axes.spines.bottom": False}):
+        figure = Figure(figsize=(1.8 * columns + 0.7, 2.1 * lines + 0.1), layout="constrained")
+        panels = figure.subplots(lines, columns, squeeze=False)
+        for axes in panels.flat[len(shown.matrices) :]:
+            axes.set_axis_off()
+        for axes, matrix in zip(panels.flat, shown.matrices, strict=False):
+            image = axes.imshow(matrix.cosines, cmap=COLORS, vmin=shown.low, vmax=shown.high, interpolation="nearest")
+            axes.set(xticks=[], yticks=[])
+            axes.set_title(matrix.arm, fontsize=10)
+        bar = figure.colorbar(image, ax=panels, shrink=0.7, label="cosine")
+        bar.outline.set_visible(False)
+    rows = [
+        (matrix.arm, row, column, round(float(value), 4))
+        for matrix in shown.matrices
+        for (row, column), value in np.ndenumerate(matrix.cosines)
+    ]
+    label = f"{shown.evaluator}: cosines of {shown.size} pictures (rows) with their texts (columns), by arm"
+    header = ("arm", "picture", "text", "cosine")
+    return Drawing(name_of("similarities", shown.evaluator), label, figure, header, tuple(rows))
