@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from alignlab.study.comparison import Entry, caveats, compare, paired, summary, trades
+from alignlab.study.costsheet import cost_sheet
 from alignlab.study.evidence import claims_sheet, evidence_sheet, tuning_sheet
 from alignlab.study.results import CellResult, Results
 from alignlab.study.sheets import Sheet, audit_sheet, calibration_sheets
@@ -30,6 +31,7 @@ def markdown(results: Results) -> str:
     lines += ["", "## Arms", ""]
     differing = [[results.label(arm), _differs(results, arm)] for arm in results.arms]
     lines += _rows(["arm", f"differs from {results.baseline}"], differing)
+    lines += _sheet(cost_sheet(results))
     header = ["arm", "start", "seed", "state", "time", "steps", "samples", "trained parameters", "directory"]
     lines += ["", "## Cells", "", *_rows(header, [_cell_row(cell, results.directory) for cell in results.cells])]
     lines += ["", "## How to read this", "", *(f"- {note}" for note in (RULE, *caveats(results)))]

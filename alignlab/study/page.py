@@ -9,9 +9,10 @@ from markupsafe import Markup
 
 from alignlab.experiment import shading
 from alignlab.study import gallery
-from alignlab.study.audit import mismatches
+from alignlab.study.audit import mismatches, total_costs
 from alignlab.study.calibration import gain
 from alignlab.study.comparison import Entry, caveats, compare, extent, paired, power, trade_note, verdict
+from alignlab.study.costsheet import cost_sheet
 from alignlab.study.display import duration
 from alignlab.study.drawn import Drawn, draw, is_wide
 from alignlab.study.evidence import evidence_sheet, expected, grounds, judgements, registration, tuning_sheet
@@ -91,6 +92,7 @@ def _sheets(results: Results) -> dict[str, Any]:
         "audit": audit_sheet(results, results.metrics),
         "more_audits": audit_sheet(results, results.audits.keys() - set(results.metrics)),
         "calibrations": calibration_sheets(results),
+        "costs": cost_sheet(results),
         "expenses": expenses,
         "pictures": pictures(results),
     }
@@ -98,7 +100,8 @@ def _sheets(results: Results) -> dict[str, Any]:
 
 def _origin(results: Results) -> dict[str, Any]:
     """Where the numbers come from."""
-    seconds = sum(cell.seconds or 0 for cell in {cell.directory: cell for cell in results.finished}.values())
+    total = total_costs(results)
+    seconds = (total.training or 0) + (total.evaluation or 0)
     facts = [f"{len(results.finished)} of {len(results.cells)} cells finished"]
     facts += [f"{duration(seconds)} of computation"] if seconds else []
     versions = results.finished[0].versions if results.finished else {}

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from alignlab.study.audit import mismatches
 from alignlab.study.comparison import Trade
 from alignlab.study.results import CellResult, Results
-from alignlab.study.state import METRICS, read_json
 from alignlab.study.statistics import Interval, mean_interval
 
 OPERATIONS = "training GFLOPs, stages included"
@@ -45,25 +44,11 @@ def payoffs(results: Results, metric: str) -> Payoffs | None:
 
 
 def operations(cell: CellResult) -> float | None:
-    """Forward and backward operations of a cell's training and of its training stages, in billions.
-
-    None where one of them did not count.
-    """
-    runs = [cell.metrics, *(stage for stage in stages(cell) if "pairs" not in stage)]
-    if not all(run.get("flops") for run in runs):
-        return None
-    return sum(sum(run["flops"].values()) for run in runs) / 1e9
+    """Forward and backward operations of a cell's training and of its training stages, in billions, if all are known."""
+    costs = cell.whole_costs
+    return None if None in (costs.forward, costs.backward) else (costs.forward + costs.backward) / 1e9
 
 
 def seconds(cell: CellResult) -> float | None:
     """Seconds of a cell's training and of its stages; None where that is not known."""
-    runs = [cell.metrics, *stages(cell)]
-    if not all("seconds" in run for run in runs):
-        return None
-    return sum(time for run in runs for what, time in run["seconds"].items() if what != "evaluate")
-
-
-def stages(cell: CellResult) -> list[dict]:
-    """What the stages of a cell left behind, one after the other."""
-    places = (read_json(cell.directory / "stages.json") or {}).values()
-    return [read_json(cell.directory / place / METRICS) or {} for place in places]
+    return cell.whole_costs.training

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from alignlab.study.comparison import caveats, extent, summary
+from alignlab.study.costsheet import SHORT, cost_sheet
 from alignlab.study.evidence import TONES, expected, grounds, judgements
 from alignlab.study.markdown import markdown
 from alignlab.study.page import html
@@ -49,7 +50,9 @@ def _print(results: Results, console: Console) -> None:
     many = len(results.arms) > MANY
     if results.finished:
         console.print(arm_table(results) if many else score_table(results))
-    for sheet in (audit_sheet(results, results.metrics), *calibration_sheets(results)):
+    sheets = calibration_sheets(results)
+    sheets += [] if many else [audit_sheet(results, results.metrics), cost_sheet(results, SHORT)]
+    for sheet in sheets:
         if sheet is not None and len(sheet.rows) <= LONGEST:
             console.print(sheet_table(sheet))
     for line in extent(results) if many else summary(results):
