@@ -30,12 +30,16 @@ def registration(registered: Registered) -> str:
     return f"registered {date}, {known if registered.seen else 'before any cell of its arms had finished'}"
 
 
-def grounds(judged: Judged) -> str:
-    """The difference and why the verdict is what it is."""
+def grounds(judged: Judged, unit: str) -> str:
+    """The difference and why the verdict is what it is.
+
+    Args:
+        unit: What the study counts, see ``Results.unit``.
+    """
     difference = judged.entry.difference
     numbers = f"{signed(difference.mean)} {bounds(difference)}: " if difference else ""
     needed = judged.finding.needed
-    more = "" if needed is None else f"; about {needed} would be needed to decide"
+    more = "" if needed is None else f"; about {needed} {unit}s would decide it"
     return f"{numbers}{judged.finding.why}{more}"
 
 
@@ -47,8 +51,8 @@ def claims_sheet(results: Results) -> Sheet | None:
     rows = []
     for judged in found:
         claim, verdict = judged.registered.claim, judged.finding.verdict
-        stands = f"{claim.hash}, {registration(judged.registered)}"
-        rows.append((Item(expected(claim)), Item(verdict, TONES[verdict]), Item(grounds(judged)), Item(stands)))
+        words = grounds(judged, results.unit), f"{claim.hash}, {registration(judged.registered)}"
+        rows.append((Item(expected(claim)), Item(verdict, TONES[verdict]), *map(Item, words)))
     note = "What the study was expected to show, said in its file; a hash knows a claim again."
     return Sheet("Registered claims", note, tuple(map(Item, ("claim", "verdict", "grounds", "hash"))), tuple(rows))
 
@@ -71,7 +75,7 @@ def evidence_sheet(results: Results) -> Sheet | None:
     if any(entry.detectable is not None for entry in entries):
         columns["detectable"] = lambda entry: _decimal(entry.detectable)
     if any(entry.finding is not None for entry in entries):
-        columns["finding"] = _finding
+        columns["finding"] = lambda entry: _finding(entry, results.unit)
     rows = tuple(
         (Item(entry.metric), Item(results.label(entry.arm), arm=entry.arm), *(Item(f(entry)) for f in columns.values()))
         for entry in entries
@@ -87,10 +91,10 @@ def _decimal(value: float | None, digits: int = 3) -> str:
     return "n/a" if value is None else f"{value:.{digits}g}" if 0 < value < 10**-digits else f"{value:.{digits}f}"
 
 
-def _finding(entry: Entry) -> str:
+def _finding(entry: Entry, unit: str) -> str:
     if entry.finding is None:
         return "n/a"
-    needed = f" (about {entry.finding.needed} needed)" if entry.finding.needed is not None else ""
+    needed = f"; about {entry.finding.needed} {unit}s would decide it" if entry.finding.needed is not None else ""
     return f"{entry.finding.verdict}: {entry.finding.why}{needed}"
 
 

@@ -24,14 +24,14 @@ def color_index(results: Results, arm: str) -> int:
 
 
 def effect_plot(results: Results, entries: Sequence[Entry]) -> Drawing:
-    """One metric: each arm's difference to what it is compared with, with its interval.
+    """One metric: each arm's difference to what it is compared with, with its interval; of arms that have one.
 
     A point is filled where the difference is supported or, where nothing was judged, its interval excludes 0.
 
     Args:
         entries: Of all arms on one metric.
     """
-    rows = _grouped(results, [entry for entry in entries if entry.arm != results.baseline])
+    rows = _grouped(results, [entry for entry in entries if entry.difference is not None])
     height = 44 + 22 * len(rows)
     with rc_context(SETTINGS):
         figure = Figure(figsize=(340 / 72, height / 72))
@@ -137,8 +137,6 @@ def _draw_score(axes: Axes, row: int, entry: Entry, color: str) -> None:
 
 
 def _draw_difference(axes: Axes, row: int, entry: Entry, color: str) -> None:
-    if entry.difference is None:
-        return
     _draw_interval(axes, row, entry.difference, color)
     sure = entry.clear if entry.finding is None else entry.finding.verdict == "supported"
     fill = color if sure else CARD

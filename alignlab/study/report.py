@@ -60,8 +60,8 @@ def _print(results: Results, console: Console) -> None:
     for judged in judgements(results):
         verdict = judged.finding.verdict
         tone = STYLES[TONES[verdict]] or "bold"
-        line = f"[{tone}]{verdict}[/] {escape(f'{expected(judged.registered.claim)} ({grounds(judged)})')}"
-        console.print(line, highlight=False)
+        told = escape(f"{expected(judged.registered.claim)} ({grounds(judged, results.unit)})")
+        console.print(f"[{tone}]{verdict}[/] {told}", highlight=False)
     lines = unfinished(results)
     for line in lines[:LONGEST]:
         console.print(f"[red]○[/] {escape(line)}", highlight=False, soft_wrap=True)

@@ -30,6 +30,14 @@ class Mark(NamedTuple):
     hollow: bool = False
 
 
+class Frame(NamedTuple):
+    """How large a plot is, in typographic points, and up to what part of its height it is drawn."""
+
+    width: int = 520
+    height: int = 360
+    top: float = 0.97
+
+
 def tradeoff_plot(results: Results, trades: Sequence[Trade]) -> Drawing:
     """What is gained to the right, what it costs upwards: a point an arm with its intervals, faint ones its cells.
 
@@ -46,7 +54,8 @@ def tradeoff_plot(results: Results, trades: Sequence[Trade]) -> Drawing:
     logs = [
         is_size(results.tradeoff[place]) and min(min(trade.cells[place]) for trade in trades) > 0 for place in (0, 1)
     ]
-    figure = _scatter(results, trades, marks, results.tradeoff[:2], (logs[0], logs[1]), top=0.97 if most <= 0 else 0.9)
+    frame = Frame(top=0.97 if most <= 0 else 0.9)
+    figure = _scatter(results, trades, marks, results.tradeoff[:2], (logs[0], logs[1]), frame)
     if most > 0:
         with rc_context(SETTINGS):
             _draw_sizes(figure, results.tradeoff[2], most)
@@ -63,7 +72,8 @@ def payoff_plot(results: Results, payoffs: Payoffs) -> Drawing:
     """What training cost to the right, what came of it upwards; hollow where a comparison is not matched."""
     marks = {trade.arm: Mark(hollow=trade.arm in payoffs.unmatched) for trade in payoffs.trades}
     costs = [trade.means[0].mean for trade in payoffs.trades]
-    figure = _scatter(results, payoffs.trades, marks, (payoffs.cost, payoffs.metric), (min(costs) > 0, False))
+    titles, logs = (payoffs.cost, payoffs.metric), (min(costs) > 0, False)
+    figure = _scatter(results, payoffs.trades, marks, titles, logs, Frame(410, 320))
     header = ("arm", payoffs.cost, payoffs.metric, f"{payoffs.metric}_low", f"{payoffs.metric}_high", "matched")
     rows = tuple(
         (trade.arm, trade.means[0].mean, *trade.means[1], "no" if trade.arm in payoffs.unmatched else "yes")
@@ -79,12 +89,12 @@ def _scatter(
     marks: Mapping[str, Mark],
     titles: Sequence[str],
     logs: tuple[bool, bool],
-    top: float = 0.97,
+    frame: Frame,
 ) -> Figure:
     with rc_context(SETTINGS):
-        figure = Figure(figsize=(520 / 72, 360 / 72), dpi=72)
+        figure = Figure(figsize=(frame.width / 72, frame.height / 72), dpi=72)
         axes = figure.subplots()
-        figure.subplots_adjust(left=0.12, right=0.98, top=top, bottom=0.13)
+        figure.subplots_adjust(left=62 / frame.width, right=0.98, top=frame.top, bottom=47 / frame.height)
         for scale, log in zip((axes.set_xscale, axes.set_yscale), logs, strict=True):
             scale("log" if log else "linear")
         for trade in trades:
@@ -108,7 +118,8 @@ def _ticks() -> MaxNLocator:
 def _ratio_ticks(axis: Axis) -> LogLocator:
     """As many as there is room for: a hundredfold has ticks between its powers of ten."""
     low, high = axis.get_view_interval()
-    return LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,))
+    subs = (1, 1.5, 2, 3, 4, 6, 8) if high < 8 * low else (1, 2, 5) if high < 200 * low else (1,)
+    return LogLocator(subs=subs)
 
 
 def _width(share: float) -> float:

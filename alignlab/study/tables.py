@@ -70,10 +70,11 @@ def arm_table(results: Results) -> Table:
     """Every arm: its mean on each metric, marked where its difference is clear."""
     title = f"{results.name}: means; ▲ higher, ▼ lower than {results.baseline}"
     title += " or what an arm is compared with" if results.against else ""
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("arm", overflow="fold")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("arm", min_width=10, overflow="fold")
     for metric in results.metrics:
-        table.add_column(escape(metric.replace("/", " ").replace("_", " ")), justify="right")
+        words = escape(metric.replace("/", " ").replace("_", " "))
+        table.add_column(words, justify="right", min_width=6, overflow="fold")
     unmatched = {arm for arm in results.others if mismatches(results, arm)}
     for arm in results.arms:
         entries = [compare(results, arm, metric) for metric in results.metrics]
@@ -86,12 +87,12 @@ def arm_table(results: Results) -> Table:
 
 def _marked(entry: Entry) -> Text:
     if entry.score is None:
-        return Text("–")
+        return Text("– ")
     mean = score(entry.score).partition(" ")[0]
     if not entry.clear:
-        return Text(f"{mean}  ")
+        return Text(f"{mean} ")
     better = gain(entry.metric, entry.difference.mean) > 0
-    return Text(f"{mean} {'▲' if entry.difference.mean > 0 else '▼'}", "green" if better else "magenta")
+    return Text(f"{mean}{'▲' if entry.difference.mean > 0 else '▼'}", "green" if better else "magenta")
 
 
 def _difference(entry: Entry) -> Text:
