@@ -51,8 +51,8 @@ def _draw(axes: Axes, cells: Sequence[CellResult], metric: str, style: str, colo
     finished = [cell for cell in cells if cell.finished and cell.curve(metric)[0]]
     banded = finished if len(finished) >= FEWEST else []
     for cell in cells:
-        if cell not in banded:
-            steps, values = (sparse(each) for each in cell.curve(metric))
+        steps, values = (sparse(each) for each in cell.curve(metric))
+        if steps and cell not in banded:
             marker = "" if len(steps) > 1 else "."
             axes.plot(steps, values, style, marker=marker, color=color, alpha=0.5, linewidth=0.8)
     steps, rows = common(finished, metric)

@@ -10,6 +10,9 @@ from alignlab.study.statistics import Interval
 OPERATIONS = "training GFLOPs, stages included"
 SECONDS = "seconds of training, stages included"
 
+ALIKE = 1.02
+"""Costs nearer to each other than this ratio are the same: there is nothing to weigh."""
+
 
 @dataclass(frozen=True)
 class Payoffs:
@@ -28,7 +31,7 @@ class Payoffs:
 
 
 def payoffs(results: Results, metric: str) -> Payoffs | None:
-    """What the arms reached on a metric and paid for it; None where nothing was trained or fewer than two have it."""
+    """What the arms reached on a metric and paid for it; None where fewer than two have it, or all paid alike."""
     cells = {arm: [cell for cell in results.of(arm) if metric in cell.scores] for arm in results.arms}
     scored = [cell for found in cells.values() for cell in found]
     counted = all(operations(cell) is not None for cell in scored)
@@ -40,7 +43,9 @@ def payoffs(results: Results, metric: str) -> Payoffs | None:
             paid = Interval(sum(prices) / len(prices), None, None)
             trades.append(Trade(arm, ((), ()), (paid, compare(results, arm, metric).score)))
     unmatched = frozenset(arm for arm in results.others if mismatches(results, arm))
-    return Payoffs(metric, cost, tuple(trades), unmatched) if len(trades) > 1 else None
+    paid = [trade.means[0].mean for trade in trades]
+    differ = len(trades) > 1 and max(paid) > ALIKE * min(paid)
+    return Payoffs(metric, cost, tuple(trades), unmatched) if differ else None
 
 
 def operations(cell: CellResult) -> float | None:
