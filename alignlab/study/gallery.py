@@ -15,6 +15,9 @@ from alignlab.experiment.shading import bounds_of, is_weighed, legend, shaded
 from alignlab.study.results import CellResult, Results
 
 MOST = 12
+OPEN_CARDS, OPEN_ANSWERS = 6, 4
+"""As many are shown before the reader asks for more."""
+
 MOST_TOKENS = 160
 WIDEST = 320
 WIDE = 2
@@ -52,6 +55,11 @@ class Card:
     reference: str
     answers: tuple[Answer, ...]
 
+    @property
+    def folded(self) -> int:
+        """How many of the answers, the last ones, are shown only when asked for; one alone never is."""
+        return len(self.answers) - OPEN_ANSWERS if len(self.answers) > OPEN_ANSWERS + 1 else 0
+
 
 @dataclass(frozen=True)
 class Wall:
@@ -64,6 +72,11 @@ class Wall:
     prompt: str | None
     cards: tuple[Card, ...]
     legends: tuple[Markup, ...] = ()
+
+    @property
+    def folded(self) -> int:
+        """How many of the cards, the last ones, are shown only when asked for; a few never are."""
+        return len(self.cards) - OPEN_CARDS if len(self.cards) > OPEN_CARDS + 2 else 0
 
 
 def walls(results: Results) -> list[Wall]:
@@ -116,6 +129,8 @@ def _card(items: Mapping[str, dict[str, Any]], shown: Mapping[str, CellResult]) 
         words = marked(output, reference)
         rest = max(0, len(words) - longest)
         answers.append(Answer(tuple(same), words[:longest], rest, score, picture=own))
+    if len(answers) > OPEN_ANSWERS + 1:
+        answers.sort(key=lambda answer: -len(answer.arms))  # what most arms say, then in their order
     return Card(*head, tuple(answers))
 
 

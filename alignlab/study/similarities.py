@@ -29,14 +29,16 @@ class Matrix:
         uri: The heat map as a data URI, a pixel a pair.
         matched: Mean of the diagonal.
         others: Mean of all else.
-        found: Share of pictures to which their own text is the nearest of the Q, in [0, 1].
+        gap: The one minus the other.
+        found: Share of pictures to which no other of the Q texts is as near as their own, in [0, 1].
     """
 
     arm: str
     cosines: np.ndarray
     uri: str
-    matched: Interval
-    others: Interval
+    matched: float
+    others: float
+    gap: Interval
     found: Interval
     cells: int
 
@@ -89,11 +91,11 @@ def _read(items: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
 
 
 def _matrix(arm: str, stack: np.ndarray, mean: np.ndarray, bounds: tuple[float, float]) -> Matrix:
-    size = stack.shape[-1]
-    diagonal = np.diagonal(stack, axis1=1, axis2=2)
-    others = (stack.sum(axis=(1, 2)) - diagonal.sum(axis=1)) / (size * (size - 1))
-    nearest = (diagonal >= stack.max(axis=2)).mean(axis=1)
-    numbers = (mean_interval(values.tolist()) for values in (diagonal.mean(axis=1), others, nearest))
+    own = np.eye(stack.shape[-1], dtype=bool)
+    diagonal, others = stack[:, own], stack[:, ~own]  # (cells, Q), (cells, Q (Q - 1))
+    gap = diagonal.mean(axis=1) - others.mean(axis=1)
+    found = (diagonal > np.where(own, -np.inf, stack).max(axis=2)).mean(axis=1)  # ties count against
+    numbers = (float(diagonal.mean()), float(others.mean()), mean_interval(gap.tolist()), mean_interval(found.tolist()))
     return Matrix(arm, mean, _uri(mean, bounds), *numbers, cells=len(stack))
 
 
