@@ -18,8 +18,17 @@ from matplotlib.figure import Figure
 from alignlab.study.state import read_json, write_json
 
 INK, MUTED, GRID, CARD = "#1d2127", "#616a76", "#e3e5e8", "#ffffff"
-ARMS = ("#6b7480", "#0072b2", "#cf5a00", "#008a66", "#b0568c", "#b07d00", "#2f93cc", "#7a5240", "#6f6fd0")
+ARMS = (
+    *("#6b7480", "#0072b2", "#cf5a00", "#008a66", "#b0568c", "#b07d00", "#2f93cc", "#7a5240", "#6f6fd0", "#c62f3e"),
+    *("#5f8a1f", "#0f8b9d", "#a63fc0", "#2c3f8f", "#d9657a", "#2f6b3a"),
+)
 """The page's --arm0 (the baseline) and following; more arms begin again at --arm1. All these colours are distinct."""
+
+DARK = (
+    *("#a3acb8", "#56abe3", "#f0883e", "#3fc09a", "#df93c0", "#e3b341", "#8fd0f5", "#c29a86", "#a9a9f5", "#f2737f"),
+    *("#a5cc5a", "#4fcfdc", "#d98af0", "#8ea2f2", "#f5a3b0", "#8cc99a"),
+)
+"""The same on a dark page."""
 
 VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line", CARD: "--card"}
 VARIABLES |= {color: f"--arm{index}" for index, color in enumerate(ARMS)}

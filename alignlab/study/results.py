@@ -1,13 +1,15 @@
 """Results: what the cells of a study have left behind, read from its directory alone."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from alignlab.errors import InputError
 from alignlab.study.claims import Registered, registered
+from alignlab.study.costs import Costs, stage_costs, together
+from alignlab.study.examination import Examination, examinations
 from alignlab.study.naming import Blind, audited, is_chance
 from alignlab.study.plan import MANIFEST
 from alignlab.study.state import FAILURE, METRICS, State, read_json, read_lines, state
@@ -64,6 +66,26 @@ class CellResult:
         """Parameters that were trained."""
         return self.metrics.get("parameters", {}).get("trained")
 
+    @cached_property
+    def costs(self) -> Costs:
+        """What the cell itself used up, without its stages; all unknown where it is not finished."""
+        return Costs.of(self.metrics)
+
+    @cached_property
+    def stages(self) -> dict[Path, Costs]:
+        """What the stages that the cell builds on used up, by their directories."""
+        return stage_costs(self.directory) if self.finished else {}
+
+    @cached_property
+    def whole_costs(self) -> Costs:
+        """What the cell used up, stages included: those that it shares with others as well."""
+        return together((*self.stages.values(), self.costs))
+
+    @cached_property
+    def examinations(self) -> dict[str, Examination]:
+        """What each evaluator asked, by its label."""
+        return examinations(self.directory, self.metrics.get("scores", {})) if self.finished else {}
+
     @property
     def reason(self) -> str | None:
         """Why a failed cell failed, in one line."""
@@ -114,6 +136,8 @@ class Results:
     claims: tuple[Registered, ...]
     notes: tuple[str, ...]
     cells: tuple[CellResult, ...]
+    tuned: dict[str, str] = field(default_factory=dict)
+    tuning: Any = None
 
     @classmethod
     def read(cls, directory: Path) -> "Results":
@@ -135,7 +159,7 @@ class Results:
         texts |= {key: manifest.get(key) for key in ("oracle", "placebo")}
         lists |= {"headline": tuple(manifest["metrics"]), "tradeoff": tuple(manifest.get("tradeoff", ()))}
         lists |= {"claims": registered(manifest.get("claims", ())), "cells": tuple(cells)}
-        return cls(directory, **texts, **lists, against=manifest.get("against", {}))
+        return cls(directory, **texts, **lists, against=manifest.get("against", {}), tuned=manifest.get("tuned", {}))
 
     @property
     def finished(self) -> list[CellResult]:
