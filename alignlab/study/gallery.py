@@ -66,12 +66,14 @@ class Wall:
     """The cards of one evaluator; the prompt stands once where all cards share it.
 
     Where tokens are coloured by their weights, ``legends`` has what the colours mean, once where all items agree.
+    Where arms have made pictures of several panels, ``panels`` says what these are, from left to right.
     """
 
     evaluator: str
     prompt: str | None
     cards: tuple[Card, ...]
     legends: tuple[Markup, ...] = ()
+    panels: tuple[str, ...] = ()
 
     @property
     def folded(self) -> int:
@@ -98,7 +100,9 @@ def _wall(evaluator: str, shown: dict[str, CellResult]) -> Wall:
     found = tuple(card for id in order if (card := _card(pictured[id], shown)) is not None)
     prompts = {card.prompt for card in found}
     bounds = dict.fromkeys(bounds_of(item) for id in order for item in pictured[id].values() if is_weighed(item))
-    return Wall(evaluator, prompts.pop() if len(prompts) == 1 else None, found, tuple(map(legend, bounds)))
+    panels = {tuple(item.get("panels", ())) for id in order for item in pictured[id].values()} - {()}
+    prompt = prompts.pop() if len(prompts) == 1 else None
+    return Wall(evaluator, prompt, found, tuple(map(legend, bounds)), max(panels, key=len, default=()))
 
 
 def _spread(items: Iterable[dict[str, Any]]) -> float:
