@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from alignlab.study.comparison import compare
 from alignlab.study.naming import lower_is_better
 from alignlab.study.results import Results
-from alignlab.study.statistics import Interval, gap_share, mean_interval, paired_differences, standard_error
+from alignlab.study.statistics import Interval, gap_share, mean_interval, paired_differences, standard_error, unit_means
 from alignlab.study.wording import MINUS, count
 
 ERRORS = 10
@@ -21,8 +21,8 @@ class Calibration:
     """Oracle against baseline on one metric, over the (start, seed) that both have.
 
     Args:
-        difference: Oracle minus baseline.
-        error: Its standard error, None for a single pair.
+        difference: Oracle minus baseline, over units (starts, else seeds) alone.
+        error: Its standard error, None for a single unit.
         pairs: How many.
         objections: Why the metric is not accepted; empty where it is.
     """
@@ -47,17 +47,17 @@ def calibrate(results: Results, metric: str) -> Calibration | None:
     common = sorted(baseline.keys() & oracle.keys())
     if not common:
         return None
-    differences = paired_differences(oracle, baseline)
+    differences = unit_means(paired_differences(oracle, baseline), results.unit)
     difference, error = mean_interval(differences), standard_error(differences)
-    mean = mean_interval([baseline[pair] for pair in common]).mean
+    means = [mean_interval(unit_means({p: of[p] for p in common}, results.unit)).mean for of in (baseline, oracle)]
     return Calibration(
         metric=metric,
-        baseline=mean,
-        oracle=mean_interval([oracle[pair] for pair in common]).mean,
+        baseline=means[0],
+        oracle=means[1],
         difference=difference,
         error=error,
         pairs=len(common),
-        objections=tuple(objections(mean, gain(metric, difference.mean), error)),
+        objections=tuple(objections(means[0], gain(metric, difference.mean), error)),
     )
 
 
@@ -76,7 +76,7 @@ def objections(baseline: float, gain: float, error: float | None) -> list[str]:
     """
     reasons = []
     if error is None:
-        reasons.append("a single pair of cells has no standard error")
+        reasons.append("a single start or seed has no standard error")
     elif not error:
         reasons.append("equal differences tell no standard error")
     elif gain < 0:
@@ -95,7 +95,8 @@ def tenths(value: float) -> str:
 
 def share(results: Results, arm: str, metric: str) -> str:
     """The share of the oracle's gap that an arm closes, with its interval, or why there is none: 42 % [31, 53]."""
-    found = gap_share(*(results.values(name, metric) for name in (arm, results.baseline, results.oracle)))
+    values = (results.values(name, metric) for name in (arm, results.baseline, results.oracle))
+    found = gap_share(*values, results.unit)
     if found is None:
         return "n/a"
     if found.closed is None:
@@ -117,7 +118,7 @@ def effect(results: Results, metric: str) -> tuple[str, bool | None]:
     if entry.difference is None:
         return "n/a: no start and seed is finished in both", None
     if entry.difference.low is None:
-        return "n/a: a single pair of cells", None
+        return f"n/a: a single {results.unit}", None
     if not any(entry.differences):
         return f"the same as {results.baseline} in every cell", False
     return f"{'' if entry.clear else 'not '}distinguishable from {results.baseline}", entry.clear

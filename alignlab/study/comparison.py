@@ -1,70 +1,16 @@
 """Comparison: every arm against the baseline, in numbers and in words."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from alignlab.study.audit import mismatches
-from alignlab.study.naming import lower_is_better
+from alignlab.study.entries import Entry, row
+from alignlab.study.naming import Pair, lower_is_better
 from alignlab.study.results import Results
-from alignlab.study.statistics import (
-    Interval,
-    mean_interval,
-    paired_difference,
-    paired_differences,
-    sign_flip_p,
-    smallest_sign_flip_p,
-)
+from alignlab.study.statistics import Interval, mean_interval, smallest_sign_flip_p, unit_means
+from alignlab.study.verdicts import RULE, find
 from alignlab.study.wording import count, signed
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What may be said of a difference, by the report's one rule.
-
-    Args:
-        why: In a few words.
-        needed: Units (starts, else seeds) that would probably decide it; None where it is decided or nobody can tell.
-    """
-
-    verdict: Literal["supported", "not supported", "inconclusive"]
-    why: str
-    needed: int | None = None
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One arm on one metric.
-
-    Args:
-        values: Of the finished cells.
-        score: Mean over them, None where there is none.
-        difference: To the baseline, or what the arm is compared with instead, over common (start, seed), None for the
-            baseline itself.
-        differences: One by one; fewer than ``values`` where a cell's partner is missing.
-        p: Of the exact sign-flip test.
-        p_holm: The same, adjusted by Holm for all arms that are compared on the metric.
-        improvement: Probability of improvement, in [0, 1]: how often the arm does better, ties counted half.
-        detectable: Smallest difference that a study of this size would probably show; None where nobody can tell.
-        finding: What may be said; None for the baseline itself and where no pair is finished.
-    """
-
-    arm: str
-    metric: str
-    values: tuple[float, ...]
-    score: Interval | None
-    difference: Interval | None
-    differences: tuple[float, ...]
-    p: float | None
-    p_holm: float | None = None
-    improvement: float | None = None
-    detectable: float | None = None
-    finding: Finding | None = None
-
-    @property
-    def clear(self) -> bool:
-        """Whether the interval of the difference excludes 0."""
-        return self.difference is not None and self.difference.excludes_zero
 
 
 def paired(entry: Entry) -> str:
@@ -74,19 +20,13 @@ def paired(entry: Entry) -> str:
 
 
 def compare(results: Results, arm: str, metric: str) -> Entry:
-    """Score an arm on a metric, and against the baseline."""
-    values, reference = results.values(arm, metric), results.values(results.reference(arm), metric)
-    pairs = arm != results.baseline
-    differences = paired_differences(values, reference) if pairs else []
-    return Entry(
-        arm=arm,
-        metric=metric,
-        values=tuple(values.values()),
-        score=mean_interval(list(values.values())) if values else None,
-        difference=paired_difference(values, reference) if pairs else None,
-        differences=tuple(differences),
-        p=sign_flip_p(differences) if differences else None,
-    )
+    """Score an arm on a metric, and against the baseline, and say what may be said of the difference."""
+    key = "entry", arm, metric
+    if key not in results.memory:
+        entry = row(results, metric)[arm]
+        finding = None if entry.difference is None else find(entry, results.unit, mismatches(results, arm))
+        results.memory[key] = replace(entry, finding=finding)
+    return results.memory[key]
 
 
 @dataclass(frozen=True)
@@ -95,7 +35,7 @@ class Trade:
 
     Args:
         cells: The values of both, one for each cell.
-        means: Their means.
+        means: Their means over units (starts, else seeds).
         size: Mean of the third metric, if there is one and any of the arm's cells has it.
     """
 
@@ -110,13 +50,17 @@ def trades(results: Results) -> list[Trade]:
     if not results.tradeoff:
         return []
     found, (gain, cost, *more) = [], results.tradeoff
+
+    def mean(values: Mapping[Pair, float]) -> Interval:
+        return mean_interval(unit_means(values, results.unit))
+
     for arm in results.arms:
         gained, lost = results.values(arm, gain), results.values(arm, cost)
         if pairs := [pair for pair in gained if pair in lost]:
             cells = tuple(gained[pair] for pair in pairs), tuple(lost[pair] for pair in pairs)
-            sizes = [value for metric in more for value in results.values(arm, metric).values()]
-            means = mean_interval(cells[0]), mean_interval(cells[1])
-            found.append(Trade(arm, cells, means, mean_interval(sizes) if sizes else None))
+            means = mean({p: gained[p] for p in pairs}), mean({p: lost[p] for p in pairs})
+            sizes = results.values(arm, more[0]) if more else {}
+            found.append(Trade(arm, cells, means, mean(sizes) if sizes else None))
     return found
 
 
@@ -128,8 +72,8 @@ def trade_note(results: Results) -> str:
         for metric, low, high in ((gain, "left", "right"), (cost, "down", "up"))
     ]
     note = (
-        "Each arm's mean over its cells with 95 % intervals, and its cells as faint points; dashed lines cross at "
-        f"{results.baseline}, the baseline, and what is better has {better[0]} and {better[1]}."
+        f"Each arm's mean over its {results.unit}s with 95 % intervals, and its cells as faint points; dashed lines "
+        f"cross at {results.baseline}, the baseline, and what is better has {better[0]} and {better[1]}."
     )
     return note + "".join(f" The area of a point is its {metric}; a hollow one has none." for metric in more)
 
@@ -160,7 +104,7 @@ def verdict(results: Results, arm: str) -> Verdict:
         both = _pairs(results, arm)
         unknown = "no metric is scored in both." if both else "no start and seed is finished in both."
     elif all(entry.difference.low is None for entry in compared):
-        unknown = "a single pair of cells, which allows no interval and no conclusion."
+        unknown = f"a single {results.unit} is finished in both, which allows no interval and no conclusion."
     return Verdict(
         arm=arm,
         higher=tuple(entry for entry in compared if entry.clear and entry.difference.mean > 0),
@@ -220,27 +164,48 @@ def caveats(results: Results) -> list[str]:
     notes += [f"{metric}: no finished cell has this metric." for metric in _missing(results)]
     notes += [note for arm in results.others for note in mismatches(results, arm)]
     notes += [sentence] if (sentence := power(results)) else []
-    notes.append(
-        "Intervals are 95 % Student t intervals over cells; differences are paired by start and seed. "
-        "They are not corrected for the number of comparisons."
-    )
-    if len(results.starts) > 1:
-        notes.append(
-            "Cells of one start are counted as independent; for a claim about new starts the intervals are too narrow."
-        )
+    if not results.finished:
+        return notes
+    notes += [_intervals(results), RULE]
+    if results.unit == "seed":
+        notes.append("There is one start: intervals, tests and findings are about more seeds of it, not about others.")
     return notes
 
 
+def _intervals(results: Results) -> str:
+    """What the intervals of this study hold."""
+    over = "starts, each the mean of its seeds" if results.unit == "start" else "seeds"
+    entries = {metric: row(results, metric).values() for metric in results.metrics}
+    alone = [m for m, found in entries.items() if any(e.spread is not None and e.spread.items is None for e in found)]
+    texts = [f"Intervals are 95 % intervals of means over {over}; differences are paired by start and seed."]
+    if len(alone) < len(entries):
+        texts.append(
+            "Where all cells judged the same items and the score is their mean, the variance of the items is inside: "
+            "the interval is about more items of the kind, too (a t interval of crossed random effects, Howe 1974)"
+            + (f"; those of {_listed(alone)} are Student's, over {results.unit}s alone." if alone else ".")
+        )
+    else:
+        texts.append(f"They are Student's, over {results.unit}s alone: no items are kept that tell their own variance.")
+    return " ".join([*texts, "They are not corrected for the number of comparisons."])
+
+
 def power(results: Results) -> str | None:
-    """What a test over so few cells can show at all."""
-    sizes = {len(_pairs(results, arm)) for arm in results.others} - {0}
-    return " ".join(_reach(pairs) for pairs in sorted(sizes, reverse=True)) or None
+    """What a test over so few units can show at all."""
+    arms = {arm: len(_units(results, arm)) for arm in results.others if _units(results, arm)}
+    reaches = [_reach(units, results.unit, len(arms)) for units in sorted({*arms.values()}, reverse=True)]
+    return " ".join(reaches) or None
 
 
-def _reach(pairs: int) -> str:
-    floor = smallest_sign_flip_p(pairs)
+def _reach(units: int, unit: str, arms: int) -> str:
+    floor = smallest_sign_flip_p(units)
     reach = "cannot reach p < 0.05, however large the effect" if floor >= 0.05 else "can reach p < 0.05"
-    return f"An exact sign-flip test over {count(pairs, 'pair')} has p ≥ {floor:.3g}: it {reach}."
+    text = f"An exact sign-flip test over {count(units, unit)} has p ≥ {floor:.3g}: it {reach}."
+    if arms == 1 or floor >= 0.05:
+        return text
+    needed = math.ceil(1 + math.log2(arms / 0.05))
+    reach = "cannot" if arms * floor > 0.05 else "can"
+    more = "" if arms * floor <= 0.05 else f"; that takes {count(needed, unit)}"
+    return f"{text} Corrected for {count(arms, 'comparison')} (Holm), it {reach}{more}."
 
 
 def _missing(results: Results) -> list[str]:
@@ -251,3 +216,8 @@ def _missing(results: Results) -> list[str]:
 def _pairs(results: Results, arm: str) -> set:
     ours = {cell.pair for cell in results.of(arm) if cell.finished}
     return ours & {cell.pair for cell in results.of(results.reference(arm)) if cell.finished}
+
+
+def _units(results: Results, arm: str) -> set:
+    """The starts, or the seeds, that are finished in an arm and in what it is compared with."""
+    return {start if results.unit == "start" else seed for start, seed in _pairs(results, arm)}

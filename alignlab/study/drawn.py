@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from alignlab.study.comparison import Entry, trades
+from alignlab.study.comparison import trades
 from alignlab.study.curves import curve_plot
+from alignlab.study.entries import Entry
 from alignlab.study.figures import Drawing
 from alignlab.study.payoff import payoffs
 from alignlab.study.plots import effect_plot, score_plot

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 
 from alignlab.study.claims import Claim, Registered
-from alignlab.study.comparison import Entry, compare
+from alignlab.study.comparison import compare
+from alignlab.study.entries import Entry, measure
 from alignlab.study.results import Results
 from alignlab.study.sheets import Item, Sheet
-from alignlab.study.statistics import mean_interval, paired_difference
 from alignlab.study.verdicts import Judged, judge
 from alignlab.study.wording import MINUS, bounds, count, score, signed
 
@@ -101,11 +101,10 @@ def tuning_sheet(results: Results) -> Sheet | None:
     rows = []
     for metric in results.metrics:
         for arm, default in results.tuned.items():
-            before, after = results.values(default, metric), results.values(arm, metric)
-            difference = paired_difference(after, before)
-            means = [score(mean_interval([*values.values()]) if values else None) for values in (before, after)]
-            change = f"{signed(difference.mean)} {bounds(difference)}" if difference else "n/a"
-            rows.append((Item(metric), Item(default, arm=default), *map(Item, (*means, change))))
+            before, after = compare(results, default, metric), measure(results, arm, metric, default)
+            change = f"{signed(after.difference.mean)} {bounds(after.difference)}" if after.difference else "n/a"
+            texts = (score(before.score), score(after.score), change)
+            rows.append((Item(metric), Item(default, arm=default), *map(Item, texts)))
     titles = ("metric", "arm", "default", "tuned", f"tuned {MINUS} default")
     note = "Every arm at its own default, and with the best of the settings that were tried for it on validation data."
     return Sheet("Default and tuned", note, tuple(map(Item, titles)), tuple(rows))

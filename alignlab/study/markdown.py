@@ -3,13 +3,13 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from alignlab.study.comparison import Entry, caveats, compare, paired, summary, trades
+from alignlab.study.comparison import caveats, compare, paired, summary, trades
 from alignlab.study.costsheet import cost_sheet
+from alignlab.study.entries import Entry
 from alignlab.study.evidence import claims_sheet, evidence_sheet, tuning_sheet
 from alignlab.study.results import CellResult, Results
 from alignlab.study.sheets import Sheet, audit_sheet, calibration_sheets
 from alignlab.study.tables import expenses, told
-from alignlab.study.verdicts import RULE
 from alignlab.study.wording import bounds, score, setting, signed
 
 
@@ -34,7 +34,7 @@ def markdown(results: Results) -> str:
     lines += _sheet(cost_sheet(results))
     header = ["arm", "start", "seed", "state", "time", "steps", "samples", "trained parameters", "directory"]
     lines += ["", "## Cells", "", *_rows(header, [_cell_row(cell, results.directory) for cell in results.cells])]
-    lines += ["", "## How to read this", "", *(f"- {note}" for note in (RULE, *caveats(results)))]
+    lines += ["", "## How to read this", "", *(f"- {note}" for note in caveats(results))]
     lines += ["", "## Made by", "", "```", results.command or f"alignlab study report {results.directory}", "```", ""]
     return "\n".join(lines)
 

@@ -21,6 +21,10 @@ LEVELS = (
 """Ends of the names of metrics that say what was answered, not how well."""
 
 
+Pair = tuple[str, int]
+"""Start and seed: what two arms share."""
+
+
 class Blind(NamedTuple):
     """A metric, and how it was scored again without the right picture, e.g. ``text_only``."""
 

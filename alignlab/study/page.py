@@ -11,10 +11,11 @@ from alignlab.experiment import shading
 from alignlab.study import gallery
 from alignlab.study.audit import mismatches, total_costs
 from alignlab.study.calibration import gain
-from alignlab.study.comparison import Entry, caveats, compare, extent, paired, power, trade_note, verdict
+from alignlab.study.comparison import caveats, compare, extent, paired, power, trade_note, verdict
 from alignlab.study.costsheet import cost_sheet
 from alignlab.study.display import duration
 from alignlab.study.drawn import Drawn, draw, is_wide
+from alignlab.study.entries import Entry
 from alignlab.study.evidence import evidence_sheet, expected, grounds, judgements, registration, tuning_sheet
 from alignlab.study.figures import ARMS, DARK, svg_for_page
 from alignlab.study.naming import is_chance
@@ -24,7 +25,6 @@ from alignlab.study.plots import color_index
 from alignlab.study.results import Results
 from alignlab.study.sheets import audit_sheet, calibration_sheets
 from alignlab.study.tables import expenses, shown, told
-from alignlab.study.verdicts import RULE
 from alignlab.study.wording import bounds, number, score, setting, signed
 
 FILTERS = {
@@ -78,7 +78,6 @@ def _words(results: Results) -> dict[str, Any]:
         "verdicts": [verdict(results, arm) for arm in results.others if results.finished],
         "power": power(results),
         "caveats": caveats(results),
-        "rule": RULE,
         "trade_note": trade_note(results) if results.tradeoff else None,
     }
 

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from alignlab.study.audit import mismatches
-from alignlab.study.comparison import Trade
+from alignlab.study.comparison import Trade, compare
 from alignlab.study.results import CellResult, Results
-from alignlab.study.statistics import Interval, mean_interval
+from alignlab.study.statistics import Interval
 
 OPERATIONS = "training GFLOPs, stages included"
 SECONDS = "seconds of training, stages included"
@@ -37,14 +37,14 @@ def payoffs(results: Results, metric: str) -> Payoffs | None:
     for arm, found in cells.items():
         prices = [price(cell) for cell in found]
         if prices and None not in prices and sum(prices) > 0:
-            score = mean_interval([cell.scores[metric] for cell in found])
-            trades.append(Trade(arm, ((), ()), (Interval(sum(prices) / len(prices), None, None), score)))
+            paid = Interval(sum(prices) / len(prices), None, None)
+            trades.append(Trade(arm, ((), ()), (paid, compare(results, arm, metric).score)))
     unmatched = frozenset(arm for arm in results.others if mismatches(results, arm))
     return Payoffs(metric, cost, tuple(trades), unmatched) if len(trades) > 1 else None
 
 
 def operations(cell: CellResult) -> float | None:
-    """Forward and backward operations of a cell's training and of its training stages, in billions, if all are known."""
+    """Forward and backward operations of a cell's training, stages included, in billions; None where not known."""
     costs = cell.whole_costs
     return None if None in (costs.forward, costs.backward) else (costs.forward + costs.backward) / 1e9
 

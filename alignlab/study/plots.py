@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from alignlab.study.audit import mismatches
-from alignlab.study.comparison import Entry
+from alignlab.study.entries import Entry
 from alignlab.study.figures import ARMS, CARD, INK, MUTED, SETTINGS, Drawing, name_of
 from alignlab.study.naming import is_chance, lower_is_better
 from alignlab.study.results import Results

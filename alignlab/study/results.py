@@ -1,19 +1,24 @@
-"""Results: what the cells of a study have left behind, read from its directory alone."""
+"""results: what the cells of a study have left behind, read from its directory alone."""
 
 import math
+import sys
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
 
 from alignlab.errors import InputError
 from alignlab.study.claims import Registered, registered
 from alignlab.study.costs import Costs, stage_costs, together
 from alignlab.study.examination import Examination, examinations
-from alignlab.study.naming import Blind, audited, is_chance
+from alignlab.study.naming import Blind, Pair, audited, is_chance
 from alignlab.study.plan import MANIFEST
 from alignlab.study.state import FAILURE, METRICS, State, read_json, read_lines, state
-from alignlab.study.statistics import Pair
+
+Judgements = tuple[tuple[str, ...], np.ndarray]
+"""Names of items in their order, and their values."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,21 @@ class CellResult:
         """What an evaluator wrote down item by item."""
         return read_lines(self.directory / "items" / f"{evaluator}.jsonl")
 
+    def judged(self, metric: str) -> Judgements | None:
+        """What each item adds to a metric; None where no items are kept or their mean is not the score."""
+        evaluator, _, name = metric.partition("/")
+        if evaluator not in self._judged:
+            self._judged[evaluator] = _judgements(self.items(evaluator))
+        found = self._judged[evaluator].get(name)
+        score = self.scores.get(metric)
+        if found is None or score is None or not math.isclose(found[1].mean(), score, rel_tol=1e-6, abs_tol=1e-9):
+            return None
+        return found
+
+    @cached_property
+    def _judged(self) -> dict[str, dict[str, Judgements]]:
+        return {}
+
     @property
     def evaluators(self) -> list[str]:
         return sorted(file.stem for file in (self.directory / "items").glob("*.jsonl"))
@@ -114,6 +134,20 @@ class CellResult:
     @property
     def versions(self) -> dict[str, Any]:
         return read_json(self.directory / "versions.json") or {}
+
+
+def _judgements(items: list[dict[str, Any]]) -> dict[str, Judgements]:
+    """Items by what they add to; none for a metric to which two items of one name add."""
+    columns: dict[str, list[tuple[str, float]]] = {}
+    for item in items:
+        for name, value in item.get("metrics", {}).items():
+            columns.setdefault(name, []).append((sys.intern(item["id"]), value))
+    found = {}
+    for name, column in columns.items():
+        ids, values = zip(*sorted(column), strict=True)
+        if len({*ids}) == len(ids):
+            found[name] = ids, np.array(values, dtype=np.float64)
+    return found
 
 
 @dataclass(frozen=True)
@@ -169,6 +203,16 @@ class Results:
     def others(self) -> list[str]:
         """The arms beside the baseline."""
         return [arm for arm in self.arms if arm != self.baseline]
+
+    @property
+    def unit(self) -> Literal["start", "seed"]:
+        """What intervals and tests count: starts, each the mean of its seeds; seeds where there is a single start."""
+        return "start" if len(self.starts) > 1 else "seed"
+
+    @cached_property
+    def memory(self) -> dict[Any, Any]:
+        """What others have computed of these results, which never change, by keys of their own."""
+        return {}
 
     def reference(self, arm: str) -> str:
         """The arm that another is compared with."""

@@ -1,13 +1,13 @@
-"""Statistics: intervals and tests over the few cells of a study, exact where they can be."""
+"""Statistics: intervals and tests over the few units (starts, else seeds) of a study, exact where they can be."""
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from scipy.special import betaincinv, stdtrit
 
-Pair = tuple[str, int]
-"""Start and seed: what two arms share."""
+from alignlab.study.naming import Pair
 
 
 class Interval(NamedTuple):
@@ -28,34 +28,13 @@ class Interval(NamedTuple):
 
 
 def t_quantile(probability: float, degrees: int) -> float:
-    """Quantile of Student's t distribution for whole degrees of freedom.
+    """Quantile of Student's t distribution.
 
     Args:
         probability: In (0, 1).
         degrees: At least 1.
     """
-    if probability < 0.5:
-        return -t_quantile(1 - probability, degrees)
-    low, high = 0.0, 1.0
-    while _t_cumulative(high, degrees) < probability:
-        high *= 2
-    for _ in range(200):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _t_cumulative(middle, degrees) < probability else (low, middle)
-    return (low + high) / 2
-
-
-def _t_cumulative(t: float, degrees: int) -> float:
-    """P(T <= t) for t >= 0, a finite sum (Abramowitz & Stegun 1964, 26.7.3 and 26.7.4)."""
-    angle = math.atan(t / math.sqrt(degrees))
-    cosine, sine = math.cos(angle), math.sin(angle)
-    odd = degrees % 2 == 1
-    term, total = (cosine, 0.0) if odd else (1.0, 0.0)
-    for order in range(2 if odd else 1, degrees, 2):
-        total += term
-        term *= cosine**2 * order / (order + 1)
-    inside = 2 / math.pi * (angle + sine * total) if odd else sine * total
-    return 0.5 + inside / 2
+    return float(stdtrit(degrees, probability))
 
 
 def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
@@ -83,26 +62,32 @@ def standard_error(values: Sequence[float]) -> float | None:
     return 0.0 if np.ptp(values) <= rounding else float(np.std(values, ddof=1)) / math.sqrt(len(values))
 
 
-def paired_differences(values: Mapping[Pair, float], baseline: Mapping[Pair, float]) -> list[float]:
+def paired_differences(values: Mapping[Pair, float], baseline: Mapping[Pair, float]) -> dict[Pair, float]:
     """Value minus baseline for every (start, seed) that both have."""
-    return [values[pair] - baseline[pair] for pair in sorted(values.keys() & baseline.keys())]
+    return {pair: values[pair] - baseline[pair] for pair in sorted(values.keys() & baseline.keys())}
 
 
-def paired_difference(
-    values: Mapping[Pair, float], baseline: Mapping[Pair, float], level: float = 0.95
-) -> Interval | None:
-    """Mean of the paired differences with its interval; None where no (start, seed) is common."""
-    differences = paired_differences(values, baseline)
-    return mean_interval(differences, level) if differences else None
+def unit_means(values: Mapping[Pair, Any], unit: Literal["start", "seed"]) -> list[Any]:
+    """What intervals and tests count: the mean over the seeds of each start, or one value for each seed.
+
+    Args:
+        values: Numbers, or arrays of one shape.
+    """
+    units: dict[str | int, list[Any]] = {}
+    for (start, seed), value in sorted(values.items(), key=lambda item: item[0]):
+        units.setdefault(start if unit == "start" else seed, []).append(value)
+    return [sum(group) / len(group) for group in units.values()]
 
 
 class Share(NamedTuple):
     """How much of the way from a baseline to an oracle is gone, over the (start, seed) that all three have.
 
+    Its intervals are over units, without the variance of items.
+
     Args:
         gap: Oracle minus baseline.
         closed: (mean value - mean baseline) / gap; None where the interval of the gap does not exclude 0.
-        pairs: How many.
+        pairs: How many (start, seed).
     """
 
     gap: Interval
@@ -111,13 +96,16 @@ class Share(NamedTuple):
 
 
 def gap_share(
-    values: Mapping[Pair, float], baseline: Mapping[Pair, float], oracle: Mapping[Pair, float]
+    values: Mapping[Pair, float],
+    baseline: Mapping[Pair, float],
+    oracle: Mapping[Pair, float],
+    unit: Literal["start", "seed"] = "seed",
 ) -> Share | None:
     """The share of the gap that a value closes; None where no (start, seed) is common."""
     common = {pair: baseline[pair] for pair in values.keys() & baseline.keys() & oracle.keys()}
     if not common:
         return None
-    parts, wholes = paired_differences(values, common), paired_differences(oracle, common)
+    parts, wholes = (unit_means(paired_differences(each, common), unit) for each in (values, oracle))
     return Share(mean_interval(wholes), ratio_interval(parts, wholes), len(common))
 
 
@@ -167,3 +155,30 @@ def _signed_sums(values: np.ndarray) -> np.ndarray:
 def smallest_sign_flip_p(count: int) -> float:
     """The least p that ``count`` differences can reach: all of one sign."""
     return min(1.0, 2.0 ** (1 - count))
+
+
+def holm(ps: Mapping[str, float]) -> dict[str, float]:
+    """Adjust the p of several tests so that a true null is rejected at most as often as the level says (Holm 1979).
+
+    Under m of them, none falls below 0.05 unless the floor of its test is at most 0.05 / m.
+    """
+    adjusted, largest = {}, 0.0
+    for rank, name in enumerate(sorted(ps, key=ps.__getitem__)):
+        largest = max(largest, min(1.0, (len(ps) - rank) * ps[name]))
+        adjusted[name] = largest
+    return {name: adjusted[name] for name in ps}
+
+
+def probability_of_improvement(gains: Sequence[float], level: float = 0.95) -> Interval:
+    """How often a unit gains, ties counted half (paired, unlike Agarwal et al. 2021, whose runs are not).
+
+    The interval is the exact one of Clopper & Pearson (1934); ties count against both of its ends.
+
+    Args:
+        gains: One for each unit, positive where it is for the better.
+    """
+    sample, tail = np.asarray(gains, dtype=np.float64), (1 - level) / 2
+    total, wins, losses = len(sample), int((sample > 0).sum()), int((sample < 0).sum())
+    low = betaincinv(wins, total - wins + 1, tail) if wins else 0.0
+    high = 1 - betaincinv(losses, total - losses + 1, tail) if losses else 1.0
+    return Interval((wins + (total - wins - losses) / 2) / total, float(low), float(high))

@@ -10,8 +10,9 @@ from rich.text import Text
 
 from alignlab.study.audit import mismatches
 from alignlab.study.calibration import gain
-from alignlab.study.comparison import Entry, compare, paired
+from alignlab.study.comparison import compare, paired
 from alignlab.study.display import duration
+from alignlab.study.entries import Entry
 from alignlab.study.plan import Cell, Study
 from alignlab.study.results import CellResult, Results
 from alignlab.study.sheets import Sheet

@@ -53,7 +53,7 @@ def test_calibration_is_over_the_cells_that_both_arms_have(tmp_path):
         (0.6, -2.0, 0.1, ["worse by 20.0 standard errors"]),
         (0.6, 0.0, 0.1, ["better by 0.0 standard errors, fewer than 10"]),
         (0.6, 1.0, 0.0, ["equal differences tell no standard error"]),
-        (0.6, 1.0, None, ["a single pair of cells has no standard error"]),
+        (0.6, 1.0, None, ["a single start or seed has no standard error"]),
         (0.2996, 1.0, 0.1, ["mean 0.2996 is not between 0.30 and 0.90"]),
         (4.2, 0.5, 0.1, ["better by 5.0 standard errors, fewer than 10", "mean 4.2 is not between 0.30 and 0.90"]),
     ],
@@ -110,7 +110,7 @@ def test_no_share_is_given_of_a_gap_that_is_not_established(tmp_path, truth):
         ([0.55, 0.59, 0.71], "not distinguishable from MLE", False),
         ([0.6, 0.71, 0.8], "distinguishable from MLE", True),
         (MLE, "the same as MLE in every cell", False),
-        ([0.9], "n/a: a single pair of cells", None),
+        ([0.9], "n/a: a single seed", None),
         ([], "n/a: no start and seed is finished in both", None),
     ],
 )

@@ -97,7 +97,7 @@ def test_an_arm_is_compared_with_what_it_names(tmp_path):
 def test_arms_of_unequal_seeds_are_not_called_a_grid(tmp_path):
     results = write_study(tmp_path, {"MLE": {"m": (0.1, 0.2)}, "own": {"m": (0.2, 0.3)}})
     assert summary(results)[0] == "2 arms × 1 start × 2 seeds: 4 cells, all finished."
-    assert "over 2 pairs has p ≥ 0.5" in power(results)
+    assert "over 2 seeds has p ≥ 0.5" in power(results)
     fewer = replace(results, cells=results.cells[:-1])
     assert summary(fewer)[0] == "2 arms × 1 start × 2 seeds, not all arms with all of them: 3 cells, all finished."
 
@@ -107,8 +107,10 @@ def test_a_test_is_as_strong_as_each_arm_has_pairs(tmp_path):
     results = write_study(tmp_path, {"MLE": {"m": values}, "own": {"m": values}, "few": {"m": values}})
     few = [cell for cell in results.cells if cell.arm != "few" or cell.seed < 3]
     said = power(replace(results, cells=tuple(few)))
-    assert "over 6 pairs has p ≥ 0.0312: it can reach p < 0.05." in said
-    assert "over 3 pairs has p ≥ 0.25: it cannot reach" in said
+    assert "over 6 seeds has p ≥ 0.0312: it can reach p < 0.05." in said
+    # of two arms, one of which needs 2 * 2^(1 - n) <= 0.05
+    assert "Corrected for 2 comparisons (Holm), it cannot; that takes 7 seeds." in said
+    assert "over 3 seeds has p ≥ 0.25: it cannot reach" in said
 
 
 def test_the_verdict_sorts_the_metrics(directory):

@@ -8,14 +8,16 @@ import pytest
 
 from alignlab.study.statistics import (
     gap_share,
+    holm,
     mean_interval,
-    paired_difference,
     paired_differences,
+    probability_of_improvement,
     ratio_interval,
     sign_flip_p,
     smallest_sign_flip_p,
     standard_error,
     t_quantile,
+    unit_means,
 )
 
 
@@ -27,12 +29,6 @@ from alignlab.study.statistics import (
 def test_t_quantile_is_the_tables(degrees, probability, quantile):
     assert t_quantile(probability, degrees) == pytest.approx(quantile, abs=1e-4)
     assert t_quantile(1 - probability, degrees) == pytest.approx(-quantile, abs=1e-4)
-
-
-def test_t_quantile_agrees_with_scipy():
-    stats = pytest.importorskip("scipy.stats")
-    for degrees, probability in itertools.product(range(1, 40), (0.6, 0.9, 0.975, 0.995)):
-        assert t_quantile(probability, degrees) == pytest.approx(stats.t.ppf(probability, degrees), rel=1e-10)
 
 
 def test_many_degrees_give_the_normal_quantile():
@@ -67,22 +63,29 @@ def test_intervals_hold_their_level_at_three_values():
 def test_pairing_takes_out_what_the_seeds_share():
     baseline = {("a", 0): 0.1, ("a", 1): 0.5, ("b", 0): 0.9}
     values = {pair: value + shift for (pair, value), shift in zip(baseline.items(), (0.01, 0.02, 0.03), strict=True)}
-    difference = paired_difference(values, baseline)
+    differences = [*paired_differences(values, baseline).values()]
     # mean 0.02, standard deviation 0.01: half width 4.3027 * 0.01 / sqrt(3) = 0.02484
-    assert difference == pytest.approx((0.02, 0.02 - 0.02484, 0.02 + 0.02484), abs=1e-5)
+    assert mean_interval(differences) == pytest.approx((0.02, 0.02 - 0.02484, 0.02 + 0.02484), abs=1e-5)
 
 
 def test_only_common_starts_and_seeds_are_compared():
     values, baseline = {("a", 0): 1.0, ("a", 1): 5.0}, {("a", 0): 0.25, ("b", 1): 7.0}
-    assert paired_differences(values, baseline) == [0.75]
-    assert paired_difference(values, {("c", 0): 1.0}) is None
+    assert paired_differences(values, baseline) == {("a", 0): 0.75}
+    assert paired_differences(values, {("c", 0): 1.0}) == {}
+
+
+def test_starts_are_the_means_of_their_seeds_however_many_they_have():
+    values = {("a", 0): 1.0, ("b", 0): 5.0, ("a", 1): 2.0, ("a", 2): 6.0}
+    assert unit_means(values, "start") == [3.0, 5.0]
+    assert unit_means({("a", 1): 2.0, ("a", 0): 1.0}, "seed") == [1.0, 2.0]
 
 
 def test_differences_that_rounding_alone_makes_unequal_are_equal():
     values, baseline = {("a", 0): 0.7, ("a", 1): 0.8, ("a", 2): 0.9}, {("a", 0): 0.3, ("a", 1): 0.4, ("a", 2): 0.5}
-    assert len({values[pair] - baseline[pair] for pair in values}) == 2
-    assert standard_error(paired_differences(values, baseline)) == 0
-    assert not paired_difference(values, baseline).excludes_zero
+    differences = [*paired_differences(values, baseline).values()]
+    assert len({*differences}) == 2
+    assert standard_error(differences) == 0
+    assert not mean_interval(differences).excludes_zero
 
 
 def test_standard_error_by_hand():
@@ -134,6 +137,14 @@ def test_the_gap_is_that_of_the_starts_and_seeds_that_all_three_have():
     assert gap_share({("c", 0): 0.5}, baseline, oracle) is None
 
 
+def test_the_share_of_the_gap_counts_starts():
+    baseline = {("a", 0): 0.0, ("a", 1): 0.0, ("b", 0): 0.0}
+    oracle = {("a", 0): 1.0, ("a", 1): 1.2, ("b", 0): 1.0}
+    # starts' gaps 1.1 and 1.0, of which 0.3 and 0.6 are closed
+    share = gap_share({("a", 0): 0.2, ("a", 1): 0.4, ("b", 0): 0.6}, baseline, oracle, "start")
+    assert share.pairs == 3 and share.gap.mean == pytest.approx(1.05) and share.closed.mean == pytest.approx(0.9 / 2.1)
+
+
 def test_sign_flip_by_hand():
     # 8 assignments of +-1 +-2 +-3; |sum| >= 6 for two of them, |sum| >= 4 for four
     assert sign_flip_p([1.0, 2.0, 3.0]) == 2 / 8
@@ -161,3 +172,25 @@ def test_no_difference_at_all_has_p_one():
 @pytest.mark.parametrize(("count", "floor"), [(1, 1.0), (3, 0.25), (4, 0.125), (5, 0.0625), (6, 0.03125)])
 def test_the_floor_of_the_sign_flip_test(count, floor):
     assert smallest_sign_flip_p(count) == floor == sign_flip_p([1.0] * count)
+
+
+def test_holm_by_hand():
+    # in order: 3 * 0.01, 2 * 0.02, 1 * 0.03, which must not fall below the one before
+    assert holm({"a": 0.03, "b": 0.01, "c": 0.02}) == pytest.approx({"a": 0.04, "b": 0.03, "c": 0.04})
+    assert holm({"a": 0.7, "b": 0.6}) == {"a": 1.0, "b": 1.0} and holm({"a": 0.25}) == {"a": 0.25} and holm({}) == {}
+
+
+def test_holm_over_two_arms_takes_seven_units():
+    least = [holm(dict.fromkeys("ab", smallest_sign_flip_p(units)))["a"] for units in (5, 6, 7)]
+    assert least == [0.125, 0.0625, 0.03125]
+
+
+def test_probability_of_improvement_by_hand():
+    # 5 of 5: (0.025)^(1/5) = 0.4782; 3 gains, a tie, a loss: 3.5 of 5
+    assert probability_of_improvement([1.0] * 5) == pytest.approx((1, 0.025**0.2, 1))
+    assert probability_of_improvement([-1.0] * 5) == pytest.approx((0, 0, 1 - 0.025**0.2))
+    mean, low, high = probability_of_improvement([1.0, 2.0, 3.0, 0.0, -1.0])
+    assert mean == 0.7
+    # at its ends, as many gains, or as many losses, have a chance of 2.5 %
+    assert sum(math.comb(5, k) * low**k * (1 - low) ** (5 - k) for k in (3, 4, 5)) == pytest.approx(0.025)
+    assert sum(math.comb(5, k) * (1 - high) ** k * high ** (5 - k) for k in (1, 2, 3, 4, 5)) == pytest.approx(0.025)
