@@ -78,7 +78,8 @@ def differences(results: Results, entries: Mapping[str, Sequence[Entry]]) -> Pap
     """Differences to the baseline, or to what an arm is compared with, with their intervals."""
     by_arm = {arm: row for arm, row in _by_arm(results, entries).items() if arm != results.baseline}
     title = f"{results.name}: difference to {results.baseline}{', or to the arm named,' if results.against else ''}"
-    title += f" paired by start and seed, with its 95 % interval; n is the number of pairs. {_marked(results, by_arm)}"
+    title += f" paired by start and seed, with its 95 % interval over {results.unit}s; n is the number of pairs. "
+    title += _marked(results, by_arm)
     rows = {
         results.label(arm): (_pairs(row), *(_difference(entry) + MARK * is_marked(entry) for entry in row))
         for arm, row in by_arm.items()
