@@ -19,6 +19,7 @@ LATEX = {
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}"},
     **{">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}", "\N{MINUS SIGN}": "$-$", "±": r"$\pm$"},
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+    **{sign: f"{{{sign}}}" for sign in "[]*"},  # behind a line's end they would be its arguments
 }
 
 
@@ -58,9 +59,8 @@ def write(results: Results, entries: Mapping[str, Sequence[Entry]], folder: Path
 def scores(results: Results, entries: Mapping[str, Sequence[Entry]]) -> Paper:
     """Means with the half widths of their intervals."""
     by_arm = _by_arm(results, entries)
-    title = (
-        f"{results.name}: mean ± half width of the 95 % interval; n is the number of cells. {_marked(results, by_arm)}"
-    )
+    title = f"{results.name}: mean ± half width of its 95 % interval over {results.unit}s; n is the number of cells. "
+    title += _marked(results, by_arm)
     rows = {
         arm: (str(results.done(arm)), *(score(e.score) + MARK * is_marked(e) for e in row))
         for arm, row in by_arm.items()
