@@ -8,9 +8,11 @@ from alignlab.study.curves import curve_plot
 from alignlab.study.entries import Entry
 from alignlab.study.figures import Drawing
 from alignlab.study.payoff import payoffs
+from alignlab.study.pictures import pictures
 from alignlab.study.plots import effect_plot, score_plot
 from alignlab.study.results import Results
 from alignlab.study.scatter import payoff_plot, tradeoff_plot
+from alignlab.study.similarities import matrix_plot
 
 MOST = 12
 """Metrics that are drawn; a study that has more names those that it is about."""
@@ -18,18 +20,20 @@ MOST = 12
 
 @dataclass(frozen=True)
 class Drawn:
-    """What a report draws: by metric; the trade-off, if there is one; by arm."""
+    """What a report draws: by metric; the trade-off, if there is one; by arm; by evaluator."""
 
     effects: dict[str, Drawing]
     scores: dict[str, Drawing]
     payoffs: dict[str, Drawing]
     tradeoff: Drawing | None
     curves: dict[str, Drawing]
+    matrices: tuple[Drawing, ...]
 
     @property
     def all(self) -> Iterator[Drawing]:
         for group in (self.effects, self.scores, self.payoffs, self.curves):
             yield from group.values()
+        yield from self.matrices
         if self.tradeoff is not None:
             yield self.tradeoff
 
@@ -51,6 +55,7 @@ def draw(results: Results, entries: Mapping[str, Sequence[Entry]]) -> Drawn:
         payoffs={metric: payoff_plot(results, each) for metric, each in found.items() if each is not None},
         tradeoff=tradeoff_plot(results, traded) if traded else None,
         curves={arm: curve for arm, curve in curves.items() if curve is not None},
+        matrices=tuple(map(matrix_plot, pictures(results).similarities)),
     )
 
 

@@ -15,6 +15,9 @@ from alignlab.experiment.shading import bounds_of, is_weighed, legend, shaded
 from alignlab.study.results import CellResult, Results
 
 MOST = 12
+OPEN_CARDS, OPEN_ANSWERS = 6, 4
+"""As many are shown before the reader asks for more."""
+
 MOST_TOKENS = 160
 WIDEST = 320
 WIDE = 2
@@ -52,18 +55,30 @@ class Card:
     reference: str
     answers: tuple[Answer, ...]
 
+    @property
+    def folded(self) -> int:
+        """How many of the answers, the last ones, are shown only when asked for; one alone never is."""
+        return len(self.answers) - OPEN_ANSWERS if len(self.answers) > OPEN_ANSWERS + 1 else 0
+
 
 @dataclass(frozen=True)
 class Wall:
     """The cards of one evaluator; the prompt stands once where all cards share it.
 
     Where tokens are coloured by their weights, ``legends`` has what the colours mean, once where all items agree.
+    Where arms have made pictures of several panels, ``panels`` says what these are, from left to right.
     """
 
     evaluator: str
     prompt: str | None
     cards: tuple[Card, ...]
     legends: tuple[Markup, ...] = ()
+    panels: tuple[str, ...] = ()
+
+    @property
+    def folded(self) -> int:
+        """How many of the cards, the last ones, are shown only when asked for; a few never are."""
+        return len(self.cards) - OPEN_CARDS if len(self.cards) > OPEN_CARDS + 2 else 0
 
 
 def walls(results: Results) -> list[Wall]:
@@ -85,7 +100,9 @@ def _wall(evaluator: str, shown: dict[str, CellResult]) -> Wall:
     found = tuple(card for id in order if (card := _card(pictured[id], shown)) is not None)
     prompts = {card.prompt for card in found}
     bounds = dict.fromkeys(bounds_of(item) for id in order for item in pictured[id].values() if is_weighed(item))
-    return Wall(evaluator, prompts.pop() if len(prompts) == 1 else None, found, tuple(map(legend, bounds)))
+    panels = {tuple(item.get("panels", ())) for id in order for item in pictured[id].values()} - {()}
+    prompt = prompts.pop() if len(prompts) == 1 else None
+    return Wall(evaluator, prompt, found, tuple(map(legend, bounds)), max(panels, key=len, default=()))
 
 
 def _spread(items: Iterable[dict[str, Any]]) -> float:
@@ -116,6 +133,8 @@ def _card(items: Mapping[str, dict[str, Any]], shown: Mapping[str, CellResult]) 
         words = marked(output, reference)
         rest = max(0, len(words) - longest)
         answers.append(Answer(tuple(same), words[:longest], rest, score, picture=own))
+    if len(answers) > OPEN_ANSWERS + 1:
+        answers.sort(key=lambda answer: -len(answer.arms))  # what most arms say, then in their order
     return Card(*head, tuple(answers))
 
 

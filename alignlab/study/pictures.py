@@ -19,6 +19,12 @@ class Pictures:
 
 def pictures(results: Results) -> Pictures:
     """Read what there is, first of one finished cell of each arm."""
+    if "pictures" not in results.memory:
+        results.memory["pictures"] = _read(results)
+    return results.memory["pictures"]
+
+
+def _read(results: Results) -> Pictures:
     cells = [cell for arm in results.arms if (cell := results.shown(arm)) is not None]
     broken, matrices = [], []
     for evaluator in dict.fromkeys(name for cell in cells for name in cell.evaluators):

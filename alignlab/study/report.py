@@ -5,11 +5,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
+from alignlab.study import figures, papers
 from alignlab.study.comparison import caveats, extent, summary
 from alignlab.study.costsheet import SHORT, cost_sheet
+from alignlab.study.drawn import draw
 from alignlab.study.evidence import TONES, expected, grounds, judgements
 from alignlab.study.markdown import markdown
-from alignlab.study.page import html
+from alignlab.study.page import html, rows
 from alignlab.study.results import Results
 from alignlab.study.sheets import audit_sheet, calibration_sheets
 from alignlab.study.tables import STYLES, arm_table, score_table, sheet_table, unfinished
@@ -27,7 +29,8 @@ def report(directory: Path, *, console: Console | None = None) -> Path:
     """Report on a study, finished or not, from its directory alone.
 
     Args:
-        directory: Of the study; ``report.md`` and ``report.html`` are written there.
+        directory: Of the study; ``report.md`` and ``report.html`` are written there, the drawings as files
+            in ``figures``, and tables for papers in ``tables``.
         console: Takes the table and the page's place; default the terminal.
 
     Returns:
@@ -41,7 +44,11 @@ def report(directory: Path, *, console: Console | None = None) -> Path:
     _print(results, console)
     (results.directory / "report.md").write_text(markdown(results), encoding="utf-8")
     page = results.directory / "report.html"
-    page.write_text(html(results), encoding="utf-8")
+    entries = rows(results, results.metrics)
+    drawn = draw(results, entries)
+    page.write_text(html(results, drawn), encoding="utf-8")
+    figures.write(drawn.all, results.directory / "figures")
+    papers.write(results, entries, results.directory / "tables")
     console.print(f"Report: {page}", soft_wrap=True, highlight=False)
     return page
 

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from alignlab.study.figures import SETTINGS, Drawing, name_of
+from alignlab.study.naming import Pair
 from alignlab.study.results import CellResult, Results
-from alignlab.study.statistics import Interval, mean_interval
+from alignlab.study.statistics import Interval, mean_interval, unit_means
 
 COLORS = "viridis"
 COLUMNS = 4
@@ -29,16 +30,17 @@ class Matrix:
         uri: The heat map as a data URI, a pixel a pair.
         matched: Mean of the diagonal.
         others: Mean of all else.
-        found: Share of pictures to which their own text is the nearest of the Q, in [0, 1].
+        gap: The one minus the other.
+        found: Share of pictures to which no other of the Q texts is as near as their own, in [0, 1].
     """
 
     arm: str
     cosines: np.ndarray
     uri: str
-    matched: Interval
-    others: Interval
+    matched: float
+    others: float
+    gap: Interval
     found: Interval
-    cells: int
 
 
 @dataclass(frozen=True)
@@ -64,22 +66,24 @@ class Similarities:
 
 def similarities(results: Results, evaluator: str) -> Similarities | None:
     """The matrices of all arms that have them; None where none has."""
-    found = {arm: stack for arm in results.arms if (stack := _stack(results.of(arm), evaluator)) is not None}
+    found = {arm: stack for arm in results.arms if (stack := _matrices(results.of(arm), evaluator))}
     if not found:
         return None
-    size = max(stack.shape[-1] for stack in found.values())
-    means = {arm: stack.mean(axis=0) for arm, stack in found.items() if stack.shape[-1] == size}
-    low, high = np.quantile(np.stack(list(means.values())), (0.005, 0.995)).tolist()
+    size = max(len(matrix) for stack in found.values() for matrix in stack.values())
+    found = {arm: {p: m for p, m in stack.items() if len(m) == size} for arm, stack in found.items()}
+    means = {arm: np.mean([*stack.values()], axis=0) for arm, stack in found.items() if stack}
+    low, high = np.quantile(np.stack([*means.values()]), (0.005, 0.995)).tolist()
     high = max(high, low + 0.01)
-    matrices = tuple(_matrix(arm, found[arm], mean, (low, high)) for arm, mean in means.items())
+    numbers = {arm: _numbers(found[arm], results) for arm in means}
+    matrices = tuple(Matrix(arm, mean, _uri(mean, (low, high)), *numbers[arm]) for arm, mean in means.items())
     scale = _uri(np.linspace(low, high, 64)[None], (low, high))
     return Similarities(evaluator, matrices, low, high, scale)
 
 
-def _stack(cells: Sequence[CellResult], evaluator: str) -> np.ndarray | None:
-    """(cells, Q, Q), of the finished cells that have matrices of the first one's size."""
-    matrices = [matrix for cell in cells if cell.finished and (matrix := _read(cell.items(evaluator))) is not None]
-    return np.stack([matrix for matrix in matrices if matrix.shape == matrices[0].shape]) if matrices else None
+def _matrices(cells: Iterable[CellResult], evaluator: str) -> dict[Pair, np.ndarray]:
+    """Of the finished cells that have one, (Q, Q)."""
+    read = {cell.pair: _read(cell.items(evaluator)) for cell in cells if cell.finished}
+    return {pair: matrix for pair, matrix in read.items() if matrix is not None}
 
 
 def _read(items: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
@@ -88,13 +92,17 @@ def _read(items: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
     return np.asarray(rows, dtype=np.float64) if square else None
 
 
-def _matrix(arm: str, stack: np.ndarray, mean: np.ndarray, bounds: tuple[float, float]) -> Matrix:
-    size = stack.shape[-1]
-    diagonal = np.diagonal(stack, axis1=1, axis2=2)
-    others = (stack.sum(axis=(1, 2)) - diagonal.sum(axis=1)) / (size * (size - 1))
-    nearest = (diagonal >= stack.max(axis=2)).mean(axis=1)
-    numbers = (mean_interval(values.tolist()) for values in (diagonal.mean(axis=1), others, nearest))
-    return Matrix(arm, mean, _uri(mean, bounds), *numbers, cells=len(stack))
+def _numbers(matrices: Mapping[Pair, np.ndarray], results: Results) -> tuple[float, float, Interval, Interval]:
+    """The last fields of ``Matrix``."""
+    stack = np.stack([*matrices.values()])
+    own = np.eye(stack.shape[-1], dtype=bool)
+    diagonal, others = stack[:, own].mean(axis=1), stack[:, ~own].mean(axis=1)  # (cells,)
+    nearest = stack[:, own] > np.where(own, -np.inf, stack).max(axis=2)  # (cells, Q); ties count against
+    gap, found = (
+        mean_interval(unit_means(dict(zip(matrices, values.tolist(), strict=True)), results.unit))
+        for values in (diagonal - others, nearest.mean(axis=1))
+    )
+    return float(diagonal.mean()), float(others.mean()), gap, found
 
 
 def _uri(values: np.ndarray, bounds: tuple[float, float]) -> str:
@@ -105,7 +113,7 @@ def _uri(values: np.ndarray, bounds: tuple[float, float]) -> str:
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def drawing(shown: Similarities) -> Drawing:
+def matrix_plot(shown: Similarities) -> Drawing:
     """All matrices in one figure, for a paper."""
     columns = min(COLUMNS, len(shown.matrices))
     lines = -(-len(shown.matrices) // columns)
