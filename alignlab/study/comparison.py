@@ -200,12 +200,10 @@ def _reach(units: int, unit: str, arms: int) -> str:
     floor = smallest_sign_flip_p(units)
     reach = "cannot reach p < 0.05, however large the effect" if floor >= 0.05 else "can reach p < 0.05"
     text = f"An exact sign-flip test over {count(units, unit)} has p ≥ {floor:.3g}: it {reach}."
-    if arms == 1 or floor >= 0.05:
+    if arms == 1 or arms * floor <= 0.05:
         return text
-    needed = math.ceil(1 + math.log2(arms / 0.05))
-    reach = "cannot" if arms * floor > 0.05 else "can"
-    more = "" if arms * floor <= 0.05 else f"; that takes {count(needed, unit)}"
-    return f"{text} Corrected for {count(arms, 'comparison')} (Holm), it {reach}{more}."
+    needed = math.ceil(1 + math.log2(arms / 0.05))  # 2^(1 - n) m <= 0.05
+    return f"{text} Corrected for {arms} comparisons on a metric (Holm), that takes {count(needed, unit)}."
 
 
 def _missing(results: Results) -> list[str]:

@@ -82,13 +82,15 @@ def estimate(units: Sequence[float], table: np.ndarray | None = None) -> Estimat
         units: A value for each.
         table: ``(U, I)``, what each unit has on each item; its rows have the units' means. None where nobody knows.
     """
-    error = standard_error(units)
-    if table is None or table.shape[0] < 2 or table.shape[1] < 2:
-        return Estimate(tuple(map(float, units)), error)
+    values, error = tuple(map(float, units)), standard_error(units)
+    if table is None or table.shape[1] < 2:
+        return Estimate(values, error)
     count, items = table.shape
+    if error is None:
+        return Estimate(values, None, items=items)
     by_item = table.mean(axis=0)
     rest = table - by_item - table.mean(axis=1, keepdims=True) + table.mean()
     of_items = count * float(by_item.var(ddof=1))
     of_rest = float((rest**2).sum()) / ((count - 1) * (items - 1))
     more = max(0.0, of_items - of_rest) / (count * items)
-    return Estimate(tuple(map(float, units)), error, math.sqrt(more), items)
+    return Estimate(values, error, math.sqrt(more), items)

@@ -79,6 +79,14 @@ def unit_means(values: Mapping[Pair, Any], unit: Literal["start", "seed"]) -> li
     return [sum(group) / len(group) for group in units.values()]
 
 
+def paired_difference(
+    values: Mapping[Pair, float], baseline: Mapping[Pair, float], unit: Literal["start", "seed"] = "seed"
+) -> Interval | None:
+    """Mean of the paired differences with Student's interval over units; None where no (start, seed) is common."""
+    differences = paired_differences(values, baseline)
+    return mean_interval(unit_means(differences, unit)) if differences else None
+
+
 class Share(NamedTuple):
     """How much of the way from a baseline to an oracle is gone, over the (start, seed) that all three have.
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from alignlab.study.audit import mismatches
 from alignlab.study.claims import Claim, Registered
 from alignlab.study.entries import Entry, Finding, measure, row
-from alignlab.study.power import units_needed
+from alignlab.study.power import MOST, units_needed
 from alignlab.study.results import Results
 from alignlab.study.wording import count, signed
 
@@ -15,7 +15,8 @@ RULE = (
     "all units (starts, or seeds where there is one start) agree in sign, and the comparison is matched. All else is "
     "inconclusive. A difference that nobody made a claim of is supported by the same rule, in its own direction, and "
     "never not supported, as no size was declared. The units said to be needed are those at which the interval would "
-    "decide with a probability of 80 %, were the difference as large and as scattered as seen."
+    "decide with a probability of 80 %, were the difference as large and as scattered as seen; signs may disagree even "
+    "then."
 )
 
 
@@ -61,13 +62,14 @@ def find(entry: Entry, unit: str, unmatched: list[str], claim: Claim | None = No
     if not interval.low < interval.high:
         return Finding("inconclusive", f"the same difference in every {unit} tells no spread")
     if claim is not None and (refuted := _refuted(entry, claim)):
-        return Finding("not supported", "; ".join([refuted, *unmatched]))
+        return Finding("not supported", " ".join([f"{refuted}.", *unmatched]) if unmatched else refuted)
     side = _side(entry, claim)
     agreeing = sum(side * value > 0 for value in entry.spread.units)
     total = len(entry.spread.units)
     if not entry.clear or side * interval.mean < 0:
         needed = units_needed(entry.spread, _distance(entry, claim))
-        return Finding("inconclusive", _unclear(entry, claim), needed)
+        more = "" if needed else f"; not even {MOST} {unit}s would probably decide it"
+        return Finding("inconclusive", _unclear(entry, claim) + more, needed)
     if agreeing < total:
         why = f"the interval excludes 0, but {total - agreeing} of {count(total, unit)} do not agree in sign"
         return Finding("inconclusive", why)

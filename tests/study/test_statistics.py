@@ -10,6 +10,7 @@ from alignlab.study.statistics import (
     gap_share,
     holm,
     mean_interval,
+    paired_difference,
     paired_differences,
     probability_of_improvement,
     ratio_interval,
@@ -60,18 +61,19 @@ def test_intervals_hold_their_level_at_three_values():
     assert np.mean(held) == pytest.approx(0.95, abs=3 * math.sqrt(0.95 * 0.05 / 4000))
 
 
-def test_pairing_takes_out_what_the_seeds_share():
-    baseline = {("a", 0): 0.1, ("a", 1): 0.5, ("b", 0): 0.9}
+def test_pairing_takes_out_what_the_starts_share():
+    baseline = {("a", 0): 0.1, ("b", 0): 0.5, ("c", 0): 0.9}
     values = {pair: value + shift for (pair, value), shift in zip(baseline.items(), (0.01, 0.02, 0.03), strict=True)}
-    differences = [*paired_differences(values, baseline).values()]
     # mean 0.02, standard deviation 0.01: half width 4.3027 * 0.01 / sqrt(3) = 0.02484
-    assert mean_interval(differences) == pytest.approx((0.02, 0.02 - 0.02484, 0.02 + 0.02484), abs=1e-5)
+    expected = pytest.approx((0.02, 0.02 - 0.02484, 0.02 + 0.02484), abs=1e-5)
+    assert paired_difference(values, baseline, "start") == expected
 
 
 def test_only_common_starts_and_seeds_are_compared():
     values, baseline = {("a", 0): 1.0, ("a", 1): 5.0}, {("a", 0): 0.25, ("b", 1): 7.0}
     assert paired_differences(values, baseline) == {("a", 0): 0.75}
-    assert paired_differences(values, {("c", 0): 1.0}) == {}
+    assert paired_difference(values, baseline) == (0.75, None, None)
+    assert paired_differences(values, {("c", 0): 1.0}) == {} and paired_difference(values, {("c", 0): 1.0}) is None
 
 
 def test_starts_are_the_means_of_their_seeds_however_many_they_have():
