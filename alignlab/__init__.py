@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from alignlab.experiment.run import load as load
     from alignlab.objectives import Loss as Loss
     from alignlab.objectives import Objective as Objective
+    from alignlab.study.frames import results as results
 
 _HOMES = {
     "Backbone": "alignlab.backbones",
@@ -22,9 +23,10 @@ _HOMES = {
     "Objective": "alignlab.objectives",
     "certify": "alignlab.certificate",
     "load": "alignlab.experiment.run",
+    "results": "alignlab.study.frames",
 }
 
-__all__ = ["Backbone", "Batch", "Example", "InputError", "Loss", "Objective", "certify", "load"]
+__all__ = ["Backbone", "Batch", "Example", "InputError", "Loss", "Objective", "certify", "load", "results"]
 
 
 def __getattr__(name: str) -> Any:

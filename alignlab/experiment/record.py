@@ -5,7 +5,6 @@ import json
 import os
 import platform
 import random
-import resource
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -234,14 +233,6 @@ def versions() -> dict[str, Any]:
 
 def _gpus() -> range:
     return range(torch.cuda.device_count())
-
-
-def peak_memory_mib() -> float:
-    """Most memory so far: of the GPU where there is one, else of the process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
 def _version(package: str) -> str | None:

@@ -15,7 +15,7 @@ from alignlab.backbones import Backbone, DualEncoder, open_backbone, packaged
 from alignlab.backbones.plain import lies_beside
 from alignlab.backbones.saving import Base, is_adapted
 from alignlab.errors import InputError
-from alignlab.experiment import record
+from alignlab.experiment import memory, record
 from alignlab.experiment.config import Experiment, digest, dump, instantiate, read
 from alignlab.experiment.preflight import preflight
 from alignlab.experiment.stages import named_stages, with_stages
@@ -63,6 +63,7 @@ def run(
 
 def _run_one(config: dict[str, Any], folders: Mapping[str, Path], output: Path, notify: OnProgress) -> dict[str, Any]:
     """Train and judge what starts from stages that are done, or build its pairs."""
+    memory.forget_peak()
     experiment = instantiate(_located(config, folders))
     if experiment.pairs is not None:
         seed_everything(experiment.pairs.seed, workers=True, verbose=False)

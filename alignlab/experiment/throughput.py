@@ -47,7 +47,10 @@ class Throughput(TypedDict):
 
 
 class Work(TypedDict):
-    """Floating-point operations of a training, of all processes."""
+    """Floating-point operations of a training's micro-batches, of all processes.
+
+    Validation, evaluation, pairs, and features and log-probabilities that are computed before are not in it.
+    """
 
     forward: float
     backward: float
@@ -97,12 +100,15 @@ class Pace(Callback):
     """Times the micro-batches of training after the first few; those with a validation or checkpoint between are not.
 
     Waiting for data belongs to it. The operations are counted while the first few run, of which no bit changes, and
-    taken to be as many for each sample later on. Compiled modules are not counted: a counter would have them run
-    otherwise.
+    taken to be as many for each sample later on; but not those of the very first, which looks around as well (whether
+    two answers may share their prompt, say), unless it is all there is. Compiled modules are not counted: a counter
+    would have them run otherwise.
     """
 
     def __init__(self) -> None:
         self.samples = self.counted_samples = self.flops = self.backward = 0
+        self.only_first = False
+        """Whether no more than the first micro-batch of a session has been counted."""
         self.seconds = 0.0
         self._left = WARM_UP
         self._end: float | None = None
@@ -126,8 +132,7 @@ class Pace(Callback):
             self._left -= 1
             if self._counter is not None:
                 self._counter.__exit__(None, None, None)
-                self.flops, self.counted_samples = self.flops + self._counter.total, self.counted_samples + len(batch)
-                self.backward += self._counter.backward
+                self._keep(self._counter, len(batch), first=self._left == WARM_UP - 1)
                 self._counter = None
             if self._left == 0 and module.device.type == "cuda":
                 torch.cuda.synchronize(module.device)  # once, so that the clock starts with nothing under way
@@ -135,6 +140,16 @@ class Pace(Callback):
         if self._end is not None:
             self.samples, self.seconds = self.samples + size, self.seconds + now - self._end
         self._end = now if self._left == 0 else None
+
+    def _keep(self, counter: FlopCount, samples: int, *, first: bool) -> None:
+        """Add a micro-batch's count to the others; that of a session's first one has to do until there is another."""
+        if first and self.counted_samples:
+            return
+        if self.only_first:
+            self.flops = self.backward = self.counted_samples = 0
+        self.only_first = first
+        self.flops, self.backward = self.flops + counter.total, self.backward + counter.backward
+        self.counted_samples += samples
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
         if self._counter is not None:
@@ -148,13 +163,13 @@ class Pace(Callback):
         self._end = None
 
     def state_dict(self) -> dict[str, float]:
-        names = ("samples", "seconds", "flops", "backward", "counted_samples")
+        names = ("samples", "seconds", "flops", "backward", "counted_samples", "only_first")
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         self.samples, self.seconds = int(state["samples"]), state["seconds"]
         self.flops, self.counted_samples = int(state["flops"]), int(state["counted_samples"])
-        self.backward = int(state.get("backward", 0))
+        self.backward, self.only_first = int(state.get("backward", 0)), bool(state.get("only_first", False))
 
     def work(self, samples: int) -> Work | None:
         """The operations of a training on so many samples, as many for each as were counted; None if none were."""

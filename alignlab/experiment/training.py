@@ -16,7 +16,7 @@ from alignlab.backbones import Backbone, DualEncoder, locate, open_backbone
 from alignlab.backbones.plain import write_plain
 from alignlab.backbones.saving import is_adapted
 from alignlab.errors import InputError
-from alignlab.experiment import commands, record
+from alignlab.experiment import commands, memory, record
 from alignlab.experiment.config import Experiment, digest
 from alignlab.experiment.consumption import Consumption, skipped_in_words
 from alignlab.experiment.fitting import fit, read_back
@@ -103,7 +103,7 @@ def train_and_judge(config: dict[str, Any], experiment: Experiment, output: Path
         **trained.costs,
         "seconds": {"fit": trained.seconds, "evaluate": evaluated},
         "skipped": skipped_in_words(_with_left_out(trained.skipped, experiment)),
-        "peak_memory_mib": record.peak_memory_mib() if experiment.command is None else None,
+        "peak_memory_mib": memory.peak_mib(trained.backbone.device) if experiment.command is None else None,
     }
     record.write_json(output / "metrics.json", metrics)
     if trained.mirror is not None:  # last, since it waits for the network
@@ -232,7 +232,7 @@ def build_pairs(config: dict[str, Any], experiment: Experiment, output: Path, no
         "config_hash": digest(config),
         "pairs": asdict(audit),
         "seconds": {"pairs": time.perf_counter() - started},
-        "peak_memory_mib": record.peak_memory_mib(),
+        "peak_memory_mib": memory.peak_mib(backbone.device),
     }
     record.write_json(output / "metrics.json", metrics)
     return metrics

@@ -68,6 +68,7 @@ def unmatched(results: Results, arm: str, reference: str | None = None, *, metri
     for label, ours, theirs in budgets:
         if None not in (ours, theirs) and ours != theirs:
             numbers = f"{number(ours)} against {number(theirs)}"
+            numbers += _by_part(*pairs[0]) if label == BUDGET["trained"] else ""
             found.append(Mismatch(label, f"Not matched: {label} of {whose} differ ({numbers})."))
     for label, words in _asked_otherwise(*pairs[0], metric):
         found.append(Mismatch(label, f"Not matched: {label} asks {whose} otherwise ({words})."))
@@ -102,6 +103,14 @@ def _budget(pairs: list[tuple[CellResult, CellResult]], name: str) -> tuple[floa
             return ours, theirs
     ours, theirs = values[0]
     return (ours, theirs) if None in (ours, theirs) else (ours, ours)  # within the tolerance
+
+
+def _by_part(ours: CellResult, theirs: CellResult) -> str:
+    """The parts whose trained weights differ, where the records name parts."""
+    parts = [cell.whole_costs.parts for cell in (ours, theirs)]
+    counts = {name: [each.get(name, 0) for each in parts] for each in parts for name in each} if all(parts) else {}
+    told = [f"{name} {number(a)} against {number(b)}" for name, (a, b) in counts.items() if a != b]
+    return f": {', '.join(told)}" if told else ""
 
 
 def _why(pairs: list[tuple[CellResult, CellResult]]) -> str:
