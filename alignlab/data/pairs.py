@@ -1,7 +1,7 @@
 """pairs: which answers make a preference pair, and files of pairs as trl reads them."""
 
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -130,6 +130,21 @@ def write_parquet(file: BinaryIO, rows: Iterable[dict[str, Any]]) -> None:
     with ParquetWriter(file, schema) as writer:
         while group := list(islice(remaining, GROUP_ROWS)):
             writer.write_table(pyarrow.Table.from_pylist(group, schema=schema))
+
+
+def read_parquet(path: Path, most: int) -> list[dict[str, Any]]:
+    """The first rows of a file of ``write_parquet``, pictures as bytes, without decoding any."""
+    from pyarrow.parquet import ParquetFile
+
+    with ParquetFile(path) as file:
+        batches = file.iter_batches(batch_size=max(most, 1))
+        return next(batches).to_pylist() if most and file.metadata.num_rows else []
+
+
+def text_of(messages: Sequence[Mapping[str, Any]]) -> str:
+    """The text of a row's messages, without its pictures."""
+    blocks = (block for message in messages for block in message["content"])
+    return " ".join(block["text"] for block in blocks if block["type"] == "text")
 
 
 def _message(turn: Turn) -> dict[str, Any]:

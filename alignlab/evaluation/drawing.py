@@ -117,6 +117,7 @@ class ImageGeneration(Evaluator):
                 "output": data.read(picture) or "",
                 "reference": example.captions[0],
                 "picture": None if original is None else beside(original, picture),
+                **({} if original is None else {"panels": ["picture", "drawing"]}),
             })  # fmt: skip
         shuffled = _means(_judged(data, examples, [*pictures[1:], pictures[0]])) if len(pictures) > 1 else {}
         others = {f"shuffled/{name}": score for name, score in shuffled.items()}

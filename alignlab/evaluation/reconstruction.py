@@ -42,6 +42,7 @@ class _Found:
     cosines: list[float] = field(default_factory=list)
     values: dict[str, list[float]] = field(default_factory=dict)
     pictures: list[Image.Image] = field(default_factory=list)
+    panels: list[str] = field(default_factory=lambda: ["picture"])
     codes: list[Tensor] = field(default_factory=list)
     directions: list[Tensor] = field(default_factory=list)
     sums: Tensor | int = 0
@@ -79,7 +80,8 @@ class Reconstruction(Evaluator):
     A tokenizer that does not quantize has none of the third corner, and ``bits`` as its vectors are kept, in their
     type. A backbone without a tokenizer stands for the vision tower's features as they are: all patches, cosine 1.
 
-    The score of an item is its cosine; its picture shows the original, what is kept, and the reconstruction. One item
+    The score of an item is its cosine; its picture shows what ``panels`` names, from left to right:
+    the original, what is kept, and the reconstruction. One item
     more, ``codebook``, shows how often codes come; its score is the usage.
 
     Args:
@@ -180,8 +182,11 @@ class Reconstruction(Evaluator):
         if painted is not None:
             self._compare(data, examples, painted, shown, found)
         for index, image in enumerate(images[:wanted]):
-            panels = [image, kept_alone(image, keep[index]), None if painted is None else picture_of(painted[index])]
-            found.pictures.append(beside(*(panel for panel in panels if panel is not None)))
+            panels = {"picture": image, "kept patches": kept_alone(image, keep[index])}
+            panels["reconstruction"] = None if painted is None else picture_of(painted[index])
+            panels = {name: panel for name, panel in panels.items() if panel is not None}
+            found.panels = list(panels)
+            found.pictures.append(beside(*panels.values()))
 
     def _compare(
         self, data: AlignmentData, examples: Sequence[Example], painted: Tensor, shown: Tensor, found: _Found
@@ -210,14 +215,15 @@ def _means(found: _Found, data: AlignmentData, examples: Sequence[Example]) -> d
 
 
 def _item(example: Example, found: _Found, index: int) -> dict[str, Any]:
+    shown = index < len(found.pictures)
     return {
         "id": example.id,
         "score": found.cosines[index],
         "prompt": "",
         "output": f"{found.tokens[index]} of {len(found.kept[index])} patches",
         "reference": "",
-        "picture": found.pictures[index] if index < len(found.pictures) else None,
-    }
+        "picture": found.pictures[index] if shown else None,
+    } | ({"panels": found.panels} if shown else {})
 
 
 def _codebook(codes: Tensor, num_codes: int, usage: float, perplexity: float) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from markupsafe import Markup
 from PIL import Image, UnidentifiedImageError
@@ -15,6 +15,9 @@ from alignlab.experiment.shading import bounds_of, is_weighed, legend, shaded
 from alignlab.study.results import CellResult, Results
 
 MOST = 12
+OPEN_CARDS, OPEN_ANSWERS = 6, 4
+"""As many are shown before the reader asks for more."""
+
 MOST_TOKENS = 160
 WIDEST = 320
 WIDE = 2
@@ -52,18 +55,30 @@ class Card:
     reference: str
     answers: tuple[Answer, ...]
 
+    @property
+    def folded(self) -> int:
+        """How many of the answers, the last ones, are shown only when asked for; one alone never is."""
+        return len(self.answers) - OPEN_ANSWERS if len(self.answers) > OPEN_ANSWERS + 1 else 0
+
 
 @dataclass(frozen=True)
 class Wall:
     """The cards of one evaluator; the prompt stands once where all cards share it.
 
     Where tokens are coloured by their weights, ``legends`` has what the colours mean, once where all items agree.
+    Where arms have made pictures of several panels, ``panels`` says what these are, from left to right.
     """
 
     evaluator: str
     prompt: str | None
     cards: tuple[Card, ...]
     legends: tuple[Markup, ...] = ()
+    panels: tuple[str, ...] = ()
+
+    @property
+    def folded(self) -> int:
+        """How many of the cards, the last ones, are shown only when asked for; a few never are."""
+        return len(self.cards) - OPEN_CARDS if len(self.cards) > OPEN_CARDS + 2 else 0
 
 
 def walls(results: Results) -> list[Wall]:
@@ -85,7 +100,9 @@ def _wall(evaluator: str, shown: dict[str, CellResult]) -> Wall:
     found = tuple(card for id in order if (card := _card(pictured[id], shown)) is not None)
     prompts = {card.prompt for card in found}
     bounds = dict.fromkeys(bounds_of(item) for id in order for item in pictured[id].values() if is_weighed(item))
-    return Wall(evaluator, prompts.pop() if len(prompts) == 1 else None, found, tuple(map(legend, bounds)))
+    panels = {tuple(item.get("panels", ())) for id in order for item in pictured[id].values()} - {()}
+    prompt = prompts.pop() if len(prompts) == 1 else None
+    return Wall(evaluator, prompt, found, tuple(map(legend, bounds)), max(panels, key=len, default=()))
 
 
 def _spread(items: Iterable[dict[str, Any]]) -> float:
@@ -96,7 +113,7 @@ def _spread(items: Iterable[dict[str, Any]]) -> float:
 def _card(items: Mapping[str, dict[str, Any]], shown: Mapping[str, CellResult]) -> Card | None:
     """One thing that was judged, with its item of each arm; None where a picture cannot be read."""
     files = {arm: shown[arm].directory / item["picture"] for arm, item in items.items() if item.get("picture")}
-    embedded = {arm: _embed(file) for arm, file in files.items()}
+    embedded = {arm: embed(file) for arm, file in files.items()}
     if None in embedded.values():
         return None
     uris = {arm: uri for arm, (uri, _) in embedded.items()}
@@ -113,9 +130,11 @@ def _card(items: Mapping[str, dict[str, Any]], shown: Mapping[str, CellResult]) 
     longest = 12 + 2 * len(reference.split())
     answers = []
     for (output, score, own), same in wrote.items():
-        words = _marked(output, reference)
+        words = marked(output, reference)
         rest = max(0, len(words) - longest)
         answers.append(Answer(tuple(same), words[:longest], rest, score, picture=own))
+    if len(answers) > OPEN_ANSWERS + 1:
+        answers.sort(key=lambda answer: -len(answer.arms))  # what most arms say, then in their order
     return Card(*head, tuple(answers))
 
 
@@ -125,7 +144,7 @@ def _weighed(arm: str, item: dict[str, Any]) -> Answer:
     return Answer((arm,), (), max(0, len(tokens) - MOST_TOKENS), item["score"], coloured)
 
 
-def _marked(output: str, reference: str) -> tuple[tuple[str, bool], ...]:
+def marked(output: str, reference: str) -> tuple[tuple[str, bool], ...]:
     """The output's words, True where the reference, if there is one, has no such word in that place."""
     words = output.split()
     if not reference:
@@ -135,10 +154,10 @@ def _marked(output: str, reference: str) -> tuple[tuple[str, bool], ...]:
     return tuple((word, index not in right) for index, word in enumerate(words))
 
 
-def _embed(path: Path) -> tuple[str, tuple[int, int]] | None:
+def embed(file: Path | BinaryIO) -> tuple[str, tuple[int, int]] | None:
     """A picture as a data URI and its width and height; large ones smaller; None where it cannot be read."""
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             picture = image.convert("RGB")
     except (OSError, UnidentifiedImageError):
         return None

@@ -1,4 +1,4 @@
-"""Results: what the cells of a study have left behind, read from its directory alone."""
+"""results: what the cells of a study have left behind, read from its directory alone."""
 
 import math
 import sys
@@ -193,7 +193,7 @@ class Results:
         texts |= {key: manifest.get(key) for key in ("oracle", "placebo")}
         lists |= {"headline": tuple(manifest["metrics"]), "tradeoff": tuple(manifest.get("tradeoff", ()))}
         lists |= {"claims": registered(manifest.get("claims", ())), "cells": tuple(cells)}
-        return cls(directory, **texts, **lists, against=manifest.get("against", {}))
+        return cls(directory, **texts, **lists, against=manifest.get("against", {}), tuned=manifest.get("tuned", {}))
 
     @property
     def finished(self) -> list[CellResult]:

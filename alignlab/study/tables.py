@@ -1,4 +1,4 @@
-"""Tables: the plan and the results of a study in the terminal."""
+"""tables: the plan and the results of a study in the terminal."""
 
 from pathlib import Path
 
@@ -8,14 +8,17 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from alignlab.study.audit import mismatches
 from alignlab.study.calibration import gain
-from alignlab.study.comparison import Entry, compare, paired
+from alignlab.study.comparison import compare, paired
+from alignlab.study.display import duration
+from alignlab.study.entries import Entry
 from alignlab.study.plan import Cell, Study
-from alignlab.study.results import Results
+from alignlab.study.results import CellResult, Results
 from alignlab.study.sheets import Sheet
-from alignlab.study.wording import bounds, score, setting, signed
+from alignlab.study.wording import bounds, number, score, setting, signed
 
-TONES = {"": "", "right": "green", "wrong": "red"}
+STYLES = {"": "", "right": "green", "wrong": "red"}
 COLORS = {"new": "default", "interrupted": "yellow", "failed": "red", "finished": "green"}
 
 
@@ -63,6 +66,35 @@ def score_table(results: Results) -> Table:
     return table
 
 
+def arm_table(results: Results) -> Table:
+    """Every arm: its mean on each metric, marked where its difference is clear."""
+    title = f"{results.name}: means; ▲ higher, ▼ lower than {results.baseline}"
+    title += " or what an arm is compared with" if results.against else ""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("arm", min_width=10, overflow="fold")
+    for metric in results.metrics:
+        words = escape(metric.replace("/", " ").replace("_", " "))
+        table.add_column(words, justify="right", min_width=6, overflow="fold")
+    unmatched = {arm for arm in results.others if mismatches(results, arm)}
+    for arm in results.arms:
+        entries = [compare(results, arm, metric) for metric in results.metrics]
+        table.add_row(escape(arm) + (" ≠" if arm in unmatched else ""), *map(_marked, entries))
+    marks = "Marked where the 95 % interval of the paired difference excludes 0."
+    table.caption = marks + (" ≠ The comparison is not matched; the report says why." if unmatched else "")
+    table.caption_justify = "left"
+    return table
+
+
+def _marked(entry: Entry) -> Text:
+    if entry.score is None:
+        return Text("– ")
+    mean = score(entry.score).partition(" ")[0]
+    if not entry.clear:
+        return Text(f"{mean} ")
+    better = gain(entry.metric, entry.difference.mean) > 0
+    return Text(f"{mean}{'▲' if entry.difference.mean > 0 else '▼'}", "green" if better else "magenta")
+
+
 def _difference(entry: Entry) -> Text:
     if entry.difference is None:
         return Text("")
@@ -82,7 +114,7 @@ def sheet_table(sheet: Sheet) -> Table:
     for metric, subject, *numbers in sheet.rows:
         if metric != last:
             table.add_row(Text(metric.text, "bold"))
-        words = Padding(Text(subject.text, TONES[subject.tone]), (0, 0, 0, 2))
+        words = Padding(Text(subject.text, STYLES[subject.tone]), (0, 0, 0, 2))
         table.add_row(words, *(Text(item.text) for item in numbers))
         last = metric
     return table
@@ -98,6 +130,13 @@ def unfinished(results: Results) -> list[str]:
                 f"{cell.arm} · {cell.start} · seed {cell.seed}: {told(cell.state)}{why} ({shown(cell.directory)})"
             )
     return lines
+
+
+def expenses(cell: CellResult) -> list[str]:
+    """Time, steps, samples, trained parameters."""
+    time = "" if cell.seconds is None else duration(cell.seconds)
+    counts = (cell.metrics.get("steps"), cell.metrics.get("samples"), cell.trained)
+    return [time, *("" if count is None else number(count) for count in counts)]
 
 
 def told(state: str) -> str:

@@ -86,7 +86,8 @@ def test_an_arm_is_compared_with_what_it_names(tmp_path):
     assert entry.differences == pytest.approx((0.1, 0.1, 0.13))
     assert compare(results, "few", "m").differences == pytest.approx((0.4, 0.4, 0.4))
     assert [line.partition(":")[0] for line in summary(results)[1:]] == ["few against MLE", "own, few against few"]
-    assert "| metric | few | own, few (against few) |" in markdown(results)
+    said = markdown(results)
+    assert "| arm | m |" in said and re.search(r"\| own, few \(against few\) \| \**\+0\.110", said)
     page = html(results)
     assert "against few</span>" in page and "against MLE</span>" in page
     console = Console(record=True, width=160)
@@ -183,7 +184,7 @@ def test_a_difference_of_fewer_pairs_than_cells_says_so(directory):
 
 def test_markdown_tables_are_whole(directory):
     tables = [line for line in markdown(Results.read(directory)).splitlines() if line.startswith("|")]
-    assert "| caption/exact | 0.600 ± 0.248 | 0.710 ± 0.286 | n/a |" in tables
+    assert "| own | 0.710 ± 0.286 | 0.500 ± 0.000 |" in tables and "| bad | n/a | n/a |" in tables
     assert "| caption/exact | **+0.110 [+0.067, +0.153]** | n/a |" in tables
 
 
@@ -200,7 +201,7 @@ def test_the_page_needs_nothing_else(directory):
 
 def test_plots_take_the_colours_of_the_page(directory):
     page = html(Results.read(directory))
-    assert page.count('<svg class="plot"') == 2 + 3  # metrics and arms
+    assert page.count('<svg class="plot"') == 2 + 2 + 3  # effects, scores, arms' curves
     assert "var(--arm0)" in page and "var(--arm1)" in page and "var(--ink)" in page
     assert not re.search("#0[0-9a-e]0[0-9a-e]0[0-9a-e]", page)
 

@@ -8,8 +8,9 @@ import re
 import pytest
 from records import write_study
 
-from alignlab.study import plots
+from alignlab.study import scatter
 from alignlab.study.comparison import caveats, summary, trade_note, trades
+from alignlab.study.figures import svg_for_page
 from alignlab.study.labels import Box, Point, place_names
 from alignlab.study.naming import is_chance, is_size, lower_is_better
 from alignlab.study.report import html, markdown
@@ -73,7 +74,7 @@ def test_the_page_draws_it_in_its_own_colours_with_names_at_the_points(results):
 def test_names_that_are_drawn_do_not_cover_each_other(tmp_path):
     arms = {f"an arm called {number}": {GAIN: (0.5, 0.6), COST: (0.1, 0.2)} for number in range(10)}
     results = write_study(tmp_path, arms, tradeoff=[GAIN, COST])
-    svg = plots.tradeoff_plot(results, trades(results))
+    svg = svg_for_page(scatter.tradeoff_plot(results, trades(results)))
     found = [
         (float(x), float(y), len(name))
         for x, y, name in re.findall(r'x="([\d.]+)" y="([\d.]+)"[^>]*>(an arm called [^<]*)<', svg)
@@ -85,7 +86,7 @@ def test_names_that_are_drawn_do_not_cover_each_other(tmp_path):
 
 def test_a_single_cell_has_a_point_without_intervals(tmp_path):
     results = write_study(tmp_path, {"MLE": {GAIN: (0.5,), COST: (0.1,)}}, tradeoff=[GAIN, COST])
-    assert "MLE (baseline)" in plots.tradeoff_plot(results, trades(results))
+    assert "MLE (baseline)" in svg_for_page(scatter.tradeoff_plot(results, trades(results)))
     assert "| MLE | 0.500 ± n/a | 0.100 ± n/a |" in markdown(results)
 
 
@@ -119,7 +120,7 @@ def test_a_third_metric_is_the_area_of_points_and_hollow_ones_have_none(tmp_path
     found = trades(results)
     assert [trade.arm for trade in found] == ["codes", "one code", "continuous"]
     assert [trade.size and trade.size.mean for trade in found] == [190, 2.5, None]
-    svg = plots.tradeoff_plot(results, found)
+    svg = svg_for_page(scatter.tradeoff_plot(results, found))
     names = re.findall(r"<text[^>]*>(.*?)</text>", svg)
     # Tenth, half and whole of the largest are explained, and bits are told apart by their ratios.
     assert {PERPLEXITY, "19", "95", "190", "10", "1000", "100000"} <= set(names)
@@ -135,9 +136,9 @@ def test_a_third_metric_is_the_area_of_points_and_hollow_ones_have_none(tmp_path
 def test_areas_are_in_proportion(tmp_path):
     arms = {str(size): {GAIN: (size / 100,), COST: (0.1,), "a/b": (size,)} for size in (100.0, 25.0)}
     results = write_study(tmp_path, arms, tradeoff=[GAIN, COST, "a/b"])
-    larger, smaller = plots._width(1.0), plots._width(0.25)
-    assert (smaller / larger) ** 2 == pytest.approx(0.25) and plots._width(0.0) > 0
-    assert "stroke-width: 1.8" not in plots.tradeoff_plot(results, trades(results))
+    larger, smaller = scatter._width(1.0), scatter._width(0.25)
+    assert (smaller / larger) ** 2 == pytest.approx(0.25) and scatter._width(0.0) > 0
+    assert "stroke-width: 1.8" not in svg_for_page(scatter.tradeoff_plot(results, trades(results)))
 
 
 def test_an_arm_that_lacks_metrics_stands_in_every_table_and_plot(tmp_path):
