@@ -75,9 +75,14 @@ def find(entry: Entry, unit: str, unmatched: list[str], claim: Claim | None = No
         return Finding("inconclusive", why)
     if unmatched:
         return Finding(
-            "inconclusive", f"the interval excludes 0, but the comparison is not matched: {' '.join(unmatched)}"
+            "inconclusive", f"the interval excludes 0, but the comparison is not matched: {_reasons(unmatched)}"
         )
     return Finding("supported", f"the interval excludes 0 and all {count(total, unit)} agree in sign")
+
+
+def _reasons(unmatched: list[str]) -> str:
+    """Sentences as the end of another."""
+    return "; ".join(sentence.removeprefix("Not matched: ").removesuffix(".") for sentence in unmatched)
 
 
 def _side(entry: Entry, claim: Claim | None) -> int:
