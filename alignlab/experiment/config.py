@@ -17,7 +17,7 @@ from alignlab.experiment.commands import data_path, file_sources
 from alignlab.experiment.consistency import required_fields
 from alignlab.experiment.listing import describe_objectives
 from alignlab.experiment.reading import dump, merge, place_of, places, read
-from alignlab.experiment.resolving import TRAINER_REFUSED, ConfigError, WandbSettings, resolve
+from alignlab.experiment.resolving import TRAINER_REFUSED, ConfigError, WandbSettings, moved, resolve
 from alignlab.experiment.wording import condensed
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ __all__ = [
     "dump",
     "instantiate",
     "merge",
+    "moved",
     "read",
     "resolve",
     "resolve_file",

@@ -1,7 +1,8 @@
 """Results: what the cells of a study have left behind, read from its directory alone."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from alignlab.study.naming import Blind, audited, is_chance
 from alignlab.study.plan import MANIFEST
 from alignlab.study.state import FAILURE, METRICS, State, read_json, read_lines, state
 from alignlab.study.statistics import Pair
+from alignlab.study.tuning import Tuning
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,12 @@ class CellResult:
         return read_json(self.directory / "versions.json") or {}
 
 
+def _cells(directory: Path, lines: Iterable[Mapping[str, Any]]) -> tuple[CellResult, ...]:
+    """The cells that a manifest names."""
+    places = [(line, directory / line["directory"]) for line in lines]
+    return tuple(CellResult(**{**line, "directory": at}, state=state(at, line["digest"])) for line, at in places)
+
+
 @dataclass(frozen=True)
 class Results:
     """A study as its directory tells it."""
@@ -114,6 +122,9 @@ class Results:
     claims: tuple[Registered, ...]
     notes: tuple[str, ...]
     cells: tuple[CellResult, ...]
+    tuned: dict[str, str] = field(default_factory=dict)
+    tuning: Tuning | None = None
+    trials: tuple[CellResult, ...] = ()
 
     @classmethod
     def read(cls, directory: Path) -> "Results":
@@ -126,16 +137,19 @@ class Results:
         if manifest is None:
             what = f"there is no {MANIFEST} in it" if directory.is_dir() else "there is no such directory"
             raise InputError(f"{directory}: not the directory of a study: {what}; `alignlab study run` makes one")
-        cells = []
-        for cell in manifest["cells"]:
-            place = directory / cell["directory"]
-            cells.append(CellResult(**{**cell, "directory": place}, state=state(place, cell["digest"])))
+        cells, trials = (_cells(directory, manifest.get(key, ())) for key in ("cells", "trials"))
         lists = {key: tuple(manifest[key]) for key in ("arms", "starts", "seeds", "notes")}
         texts = {key: manifest[key] for key in ("name", "description", "command", "baseline")}
         texts |= {key: manifest.get(key) for key in ("oracle", "placebo")}
         lists |= {"headline": tuple(manifest["metrics"]), "tradeoff": tuple(manifest.get("tradeoff", ()))}
-        lists |= {"claims": registered(manifest.get("claims", ())), "cells": tuple(cells)}
-        return cls(directory, **texts, **lists, against=manifest.get("against", {}))
+        lists |= {"claims": registered(manifest.get("claims", ())), "cells": cells, "trials": trials}
+        maps = {key: manifest.get(key, {}) for key in ("against", "tuned")}
+        return cls(directory, **texts, **lists, **maps, tuning=Tuning.read(manifest.get("tuning")))
+
+    @property
+    def pending(self) -> bool:
+        """Whether arms are missing until cells of tuning are done, as it was when the study was planned last."""
+        return self.tuning is not None and bool(self.tuning.pending)
 
     @property
     def finished(self) -> list[CellResult]:
