@@ -121,7 +121,7 @@ def read_parts(content: Mapping[str, Any], arms: Mapping[str, Arm], faults: list
     for part in PARTS:
         name = None if content.get(part) is None else str(content[part])
         if name is not None and name not in names and name not in known:
-            faults.append(f"{part}: no arm is called {name!r}{meant(name, names)}")
+            faults.append(f"{part}: no arm is called {content[part]!r}{meant(name, names)}")
         name = known.get(name, [name])[0] if name is not None else None
         faults += [
             f"{part}: {name!r} is the {other} already; an arm plays one part"

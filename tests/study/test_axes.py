@@ -61,7 +61,10 @@ def test_axes_that_are_zipped_are_walked_together(tmp_path):
 def test_what_matches_all_of_an_exclusion_is_left_out(tmp_path):
     text = f"{TWO}axes: {{{LR}, {SIZES}}}\n"
     names = arms(tmp_path, text + "exclude: [{arm: InfoNCE, optimization.lr: 0.002}, {size: large, arm: MLE}]")
-    assert names == ["MLE, lr 0.001, small", "MLE, lr 0.002, small", "InfoNCE, lr 0.001, small", "InfoNCE, lr 0.001, large"]  # fmt: skip
+    assert names == [
+        *("MLE, lr 0.001, small", "MLE, lr 0.002, small"),
+        *("InfoNCE, lr 0.001, small", "InfoNCE, lr 0.001, large"),
+    ]
     assert arms(tmp_path, text, "exclude=[{optimization.lr: lr 0.001}]")[0] == "MLE, lr 0.002, small"
 
 
@@ -104,13 +107,17 @@ def test_claims_name_one_point(tmp_path):
     ("axes: {size: {small: 3}}", "axes: size: small: expected a mapping of experiment keys, or experiment files"),
     (f"axes: {{{LR}}}\nzip: [[optimization.lr, siz]]", "zip: no axis is called 'siz'"),
     (f"axes: {{{LR}, size: {{small: {{}}}}}}\nzip: [[optimization.lr, size]]", "have: optimization.lr 2, size 1"),
-    (f"axes: {{{LR}, {SIZES}}}\nzip: [[size, optimization.lr], [size, optimization.lr]]", "size stands there more than"),
+    (f"axes: {{{LR}, {SIZES}}}\nzip: [[size, optimization.lr], [size, optimization.lr]]",
+     "size stands there more than"),
     (f"axes: {{{LR}}}\nzip: optimization.lr", "zip: expected a list of lists of at least two axes"),
-    (f"axes: {{{LR}}}\nexclude: [{{optimisation.lr: 0.001}}]", "number 1: optimisation.lr: no axis is called so; did you mean 'optimization.lr'?"),
+    (f"axes: {{{LR}}}\nexclude: [{{optimisation.lr: 0.001}}]",
+     "number 1: optimisation.lr: no axis is called so; did you mean 'optimization.lr'?"),
     (f"axes: {{{LR}}}\nexclude: [{{optimization.lr: 0.003}}]", "number 1: optimization.lr: has no value 0.003"),
     (f"axes: {{{LR}}}\nexclude: [{{arm: MLA}}]", "number 1: arm: no arm is written 'MLA'; did you mean 'MLE'?"),
-    (f"axes: {{{LR}}}\nexclude: [{{arm: MLE}}, {{arm: MLE, optimization.lr: 0.001}}, {{arm: InfoNCE}}]", "exclude: it leaves no arm"),
-    (f"axes: {{{LR}, {SIZES}}}\nzip: [[optimization.lr, size]]\nexclude: [{{size: small, optimization.lr: 0.002}}]", "exclude: number 1 leaves nothing out"),
+    (f"axes: {{{LR}}}\nexclude: [{{arm: MLE}}, {{arm: MLE, optimization.lr: 0.001}}, {{arm: InfoNCE}}]",
+     "exclude: it leaves no arm"),
+    (f"axes: {{{LR}, {SIZES}}}\nzip: [[optimization.lr, size]]\nexclude: [{{size: small, optimization.lr: 0.002}}]",
+     "exclude: number 1 leaves nothing out"),
     (f"axes: {{{LR}}}\nbaseline: MLA", "baseline: no arm is called 'MLA'; did you mean 'MLE"),
     ("axes: {x: {a b: {}, a-b: {}}}", "axes: 'MLE, a b' and 'MLE, a-b' would share a directory"),
 ])  # fmt: skip
@@ -136,7 +143,7 @@ exclude: [{arm: MLE, objective.scale: 10.0}]
 
 
 def test_what_the_study_decides_is_no_axis_and_its_faults_are_told_once(tmp_path):
-    text = f"{TWO}starts: [scenes-parts]\naxes: {{seed: [1, 2], x: {{a: nowhere.yaml}}, backbone.path.deep: [3]}}"
+    text = f"{TWO}starts: [scenes-parts]\naxes: {{seed: [1, 2], x: {{a: nowhere.yaml}}, trainer.max_steps.deep: [3]}}"
     with pytest.raises(InputError) as caught:
         Study.load(write(tmp_path, text), directory=tmp_path / "out")
     message = str(caught.value)

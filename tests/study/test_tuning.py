@@ -2,12 +2,11 @@
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from alignlab.errors import InputError
-from alignlab.study import Study, compute
+from alignlab.study import Study, compute, run_study
 from alignlab.study.plan import Cell
 from alignlab.study.results import Results
 from alignlab.study.state import write_failure
@@ -17,7 +16,7 @@ data: Scenes
 backbone: {path: scenes-parts, fresh: [projector]}
 optimization: {lr: 2e-3}
 trainer: {max_steps: 4}
-evaluators: [CaptionAccuracy, Perplexity]
+evaluators: [CaptionAccuracy, TextPerplexity]
 """
 ARMS = "arms: {MLE: {objective: MLE}, InfoNCE: {objective: InfoNCE}}\nseeds: [0, 1]\n"
 TUNE = "tune: {settings: {optimization.lr: [1e-3, 4e-3]}, metric: caption/exact}\n"
@@ -139,7 +138,9 @@ def test_a_study_is_launched_again_until_nothing_is_pending(load, tmp_path):
     failed = compute(study, lambda: load(ARMS + TUNE), scored("InfoNCE, trying lr 0.004"), "alignlab")
     results = Results.read(tmp_path / "out")
     assert results.arms == ("MLE", "InfoNCE", "MLE, tuned", "InfoNCE, tuned") and not results.pending
-    assert all(cell.finished for cell in results.cells) and [cell.arm for cell in failed] == ["InfoNCE, trying lr 0.004"]
+    assert all(cell.finished for cell in results.cells) and [cell.arm for cell in failed] == [
+        "InfoNCE, trying lr 0.004"
+    ]
     assert results.values("MLE, tuned", "caption/exact") == {("scenes-parts", seed): 4e-3 for seed in (0, 1)}
     assert results.values("InfoNCE, tuned", "caption/exact") == {("scenes-parts", seed): 2e-3 for seed in (0, 1)}
 
@@ -155,17 +156,21 @@ def test_a_launcher_that_returns_at_once_is_not_asked_again(load):
     ("tune: {setting: {}}", "tune: unknown key 'setting'; did you mean 'settings'?"),
     ("tune: {settings: {optimization.lr: [1e-3]}}", "tune: metric is missing"),
     ("tune: {settings: 3, metric: caption/exact}", "tune: settings: expected labels with overrides"),
-    ("tune: {settings: {default: {}}, metric: caption/exact}", "default is the arm's own config, which is always tried"),
+    ("tune: {settings: {default: {}}, metric: caption/exact}",
+     "default is the arm's own config, which is always tried"),
     ("tune: {settings: {a b: {}, a-b: {}}, metric: caption/exact}", "'a b' and 'a-b' would share a directory"),
     (TUNE.replace("caption/exact", "exact"), "tune: metric: expected a name such as caption/exact, got 'exact'"),
     (TUNE.replace("caption/exact", "{MLE: caption/exact}"), "tune: metric: InfoNCE has none"),
-    (TUNE.replace("caption/exact", "{MLA: caption/exact}"), "tune: metric: no arm is called 'MLA'; did you mean 'MLE'?"),
+    (TUNE.replace("caption/exact", "{MLA: caption/exact}"),
+     "tune: metric: no arm is called 'MLA'; did you mean 'MLE'?"),
     (TUNE.replace("caption/exact", "captoin/exact"), "with a val split gives captoin/exact; did you mean 'caption'?"),
     (TUNE.replace("}\n", ", seeds: [-1]}"), "tune: seeds: expected a list of whole numbers"),
     (TUNE.replace("}\n", ", starts: [x]}"), "tune: starts: no start is called 'x'"),
     (TUNE.replace("optimization.lr: [1e-3, 4e-3]", "seed: [3]"), "tune: settings: seed: a study's seeds stand under"),
-    (TUNE.replace("optimization.lr: [1e-3, 4e-3]", "x: {evaluators: [Perplexity]}"), "what judges is the same for all"),
-    (TUNE.replace("optimization.lr: [1e-3, 4e-3]", "optimization.lrr: [3]"), "lrr 3: optimization.lrr: Optimization has no"),
+    (TUNE.replace("optimization.lr: [1e-3, 4e-3]", "x: {evaluators: [TextPerplexity]}"),
+     "what judges is the same for all"),
+    (TUNE.replace("optimization.lr: [1e-3, 4e-3]", "optimization.lrr: [3]"),
+     "lrr 3: optimization.lrr: Optimization has no"),
     ("tune: null\noverrides: {tune: 3}", "tune: no such key"),
 ])  # fmt: skip
 def test_a_fault_of_tuning_is_named(load, text, part):
@@ -200,3 +205,29 @@ def test_tuning_has_starts_of_its_own_and_claims_may_name_what_will_be_chosen(lo
     study = load(text + claim)
     assert {cell.start for cell in study.trials} == {"scenes-parts-1"} and len(study.trials) == 6
     assert study.claims[0].against == "MLE, tuned"
+
+
+REAL = """
+overrides:
+  backbone: {{path: {path}}}
+  data: {{init_args: {{num_train: 8, num_val: 8, num_test: 8, batch_size: 8}}}}
+  trainer: {{max_steps: 1, limit_val_batches: 0}}
+  evaluators: [Retrieval]
+  wandb: {{mode: disabled}}
+arms: {{MLE: {{objective: MLE}}, InfoNCE: {{objective: InfoNCE}}}}
+tune: {{settings: {{optimization.lr: [1e-3]}}, metric: retrieval/image_to_text_r1}}
+"""
+
+
+@pytest.mark.slow
+def test_a_small_study_is_tuned_from_end_to_end(load, tiny_path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("base: base.yaml\n" + REAL.format(path=tiny_path))
+    assert run_study(tmp_path / "mine.yaml", output=tmp_path / "out", jobs=2) == 0
+    results = Results.read(tmp_path / "out")
+    assert not results.pending and results.tuning.tried == {"MLE": 2, "InfoNCE": 2}
+    assert results.arms == ("MLE", "InfoNCE", "MLE, tuned", "InfoNCE, tuned")
+    assert all(cell.finished for cell in (*results.cells, *results.trials))
+    left = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").glob("cells/*/*/metrics.json")}
+    assert run_study(tmp_path / "mine.yaml", output=tmp_path / "out", jobs=2) == 0
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out").glob("cells/*/*/metrics.json")} == left
