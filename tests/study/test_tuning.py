@@ -24,12 +24,14 @@ TUNE = "tune: {settings: {optimization.lr: [1e-3, 4e-3]}, metric: caption/exact}
 
 @pytest.fixture
 def load(tmp_path):
-    """Write a study beside a base, and load it."""
+    """Write a study beside a base, load it, and make the directory its own."""
     (tmp_path / "base.yaml").write_text(BASE)
 
     def load(text: str, *overrides: str) -> Study:
         (tmp_path / "mine.yaml").write_text("base: base.yaml\n" + text)
-        return Study.load(tmp_path / "mine.yaml", directory=tmp_path / "out", overrides=overrides)
+        study = Study.load(tmp_path / "mine.yaml", directory=tmp_path / "out", overrides=overrides)
+        study.save("")
+        return study
 
     return load
 
