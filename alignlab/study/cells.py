@@ -176,7 +176,7 @@ def owners(names: Sequence[str], arms: Collection[str]) -> str:
     """Whose a fault is, in words; what is tried of an arm, or chosen, is named where the arm itself is right."""
     own = list(dict.fromkeys(name for name in names if name in arms))
     names = own or list(dict.fromkeys(names))
-    return "every arm" if len(names) == len(arms) > 1 else ("arm " if len(names) == 1 else "arms ") + ", ".join(names)
+    return "every arm" if len(own) == len(arms) > 1 else ("arm " if len(names) == 1 else "arms ") + ", ".join(names)
 
 
 def share(cells: list[Cell], judged: Collection[str]) -> tuple[tuple[Cell, ...], tuple[str, ...]]:
