@@ -4,23 +4,29 @@ from pathlib import Path
 
 import pytest
 
-from alignlab.experiment.config import digest, moved, read, resolve
-from alignlab.study import Study
+from alignlab.experiment.config import digest, merge, moved, read, resolve
+from alignlab.study.cells import Maker, judged_arms
+from alignlab.study.file import read as read_study
+from alignlab.study.layers import arm_configs, placing
 
 STUDIES = Path(__file__).parents[2] / "experiments" / "studies"
 
 
 @pytest.mark.parametrize("name", ["quickstart", "preference", "llm2clip"])
-def test_a_study_s_cells_are_what_resolving_each_gives(name, tmp_path, monkeypatch):
+def test_a_study_s_cells_are_what_resolving_each_gives(name, tmp_path):
     """Of these studies one has no stages, one has pairs, and one has backbones that earlier stages write."""
-    monkeypatch.setattr("alignlab.study.cells.refused", lambda cells: [])
-    changes = ["seeds=[0, 3]"] if name != "quickstart" else []
-    fast = Study.load(STUDIES / f"{name}.yaml", directory=tmp_path, overrides=changes)
-    monkeypatch.setattr("alignlab.experiment.config.moved", lambda resolved, written: resolve(written))
-    slow = Study.load(STUDIES / f"{name}.yaml", directory=tmp_path, overrides=changes)
-    assert [cell.config for cell in fast.cells] == [cell.config for cell in slow.cells]
-    assert [cell.digest for cell in fast.cells] == [cell.digest for cell in slow.cells]
-    assert len({cell.digest for cell in fast.cells}) > 2
+    faults: list[str] = []
+    file = read_study(STUDIES / f"{name}.yaml", ["seeds=[0, 3]", "starts=[scenes-parts, scenes-parts-1]"], faults)
+    configs, _ = arm_configs(file, faults)
+    judged = judged_arms(file, configs)
+    maker = Maker(file, tmp_path)
+    cells = [cell for cell in maker.of_arms(configs, judged) if cell.arm not in judged]
+    assert faults == [] and not maker.wrong and len({cell.digest for cell in cells}) > 3
+    starts = {start.name: start for start in file.starts}
+    for cell in cells:
+        config = configs[cell.arm]
+        whole = resolve(merge(config, placing(name, config, cell.arm, starts[cell.start], cell.seed)))
+        assert cell.config == whole and cell.digest == digest(whole)
 
 
 def test_a_stage_keeps_the_seed_of_its_own_and_has_the_experiment_s_else():
