@@ -33,7 +33,7 @@ def test_a_stage_keeps_the_seed_of_its_own_and_has_the_experiment_s_else():
     config = read(STUDIES.parent / "base.yaml") | {"objective": "MLE"}
     config["stages"] = {"own": {"seed": 5}, "shared": {"wandb": {"name": "mine"}}}
     first = resolve(config)
-    other = {**config, "seed": 9, "wandb": {"name": "other"}, "backbone": {"path": "scenes-parts-1"}}
+    other = merge(config, {"seed": 9, "wandb": {"name": "other"}, "backbone": {"path": "scenes-parts-1"}})
     assert moved(first, other) == resolve(other)
     assert [moved(first, other)["stages"][name]["seed"] for name in ("own", "shared")] == [5, 9]
     assert digest(moved(first, other)) != digest(first)
