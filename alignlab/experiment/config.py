@@ -1,11 +1,12 @@
 """One experiment's config: read, checked whole, filled in, and made into objects."""
 
+import copy
 import hashlib
 import json
 from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from alignlab.experiment.commands import data_path, file_sources
 from alignlab.experiment.consistency import required_fields
 from alignlab.experiment.listing import describe_objectives
 from alignlab.experiment.reading import dump, merge, place_of, places, read
-from alignlab.experiment.resolving import TRAINER_REFUSED, ConfigError, WandbSettings, resolve
+from alignlab.experiment.resolving import TRAINER_REFUSED, ConfigError, WandbSettings, moved, resolve
 from alignlab.experiment.wording import condensed
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ __all__ = [
     "dump",
     "instantiate",
     "merge",
+    "moved",
     "read",
     "resolve",
     "resolve_file",
@@ -131,12 +133,12 @@ def instantiate(config: Mapping[str, Any]) -> Experiment:
     search(config["python_path"])
     names = [name for name in Experiment.__dataclass_fields__ if name in config]  # older runs lack the latest ones
     given = {name: config[name] for name in ("objective", *names) if config[name] is not None}
-    objects = made(_parser(), given)
+    objects = _made(lambda: _parser().instantiate(Namespace(**{name: _parsed(name, given[name]) for name in given})))
     return Experiment(
-        make_objective=objects.objective,
+        make_objective=objects.get("objective"),
         requires=required_fields(config["objective"] or {}, config["python_path"]),
         data_path=data_path(config["data"]),
-        **{name: objects[name] for name in names}
+        **{name: objects.get(name) for name in names}
         | {"backbone": vars(objects.backbone), "trainer": vars(objects.trainer)},
     )
 
@@ -147,8 +149,12 @@ def made(parser: ArgumentParser, checked: Mapping[str, Any]) -> Namespace:
     Raises:
         InputError: A class refuses its arguments.
     """
+    return _made(lambda: parser.instantiate(parser.parse_object(_full_paths(checked))))
+
+
+def _made(make: Callable[[], Namespace]) -> Namespace:
     try:
-        return parser.instantiate(parser.parse_object(_full_paths(checked)))
+        return make()
     except InputError:
         raise
     except (ArgumentError, TypeError, ValueError) as error:
@@ -158,8 +164,12 @@ def made(parser: ArgumentParser, checked: Mapping[str, Any]) -> Namespace:
 
 
 @cache  # a study makes the objects of every cell
-def _parser() -> ArgumentParser:
-    """The types of an experiment's objects; jsonargparse makes them from checked plain data."""
+def _parser(only: str | None = None) -> ArgumentParser:
+    """The types of an experiment's objects; jsonargparse makes them from checked plain data.
+
+    Args:
+        only: The key to be parsed; None: all of them.
+    """
     from lightning.pytorch import Trainer
 
     from alignlab.adapters import Adapter
@@ -169,21 +179,38 @@ def _parser() -> ArgumentParser:
     from alignlab.experiment.pairs import PairSettings
     from alignlab.objectives import Objective, Optimization
 
+    types = {
+        "objective": Callable[[Backbone], Objective],
+        "adapter": Adapter | None,
+        "data": AlignmentData,
+        "optimization": Optimization,
+        "evaluators": tuple[Evaluator, ...],
+        "wandb": WandbSettings,
+        "seed": int,
+        "checkpoint_every": int,
+        "save_dtype": str | None,
+        "command": str | None,
+        "pairs": PairSettings | None,
+    }
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--objective", type=Callable[[Backbone], Objective])
-    parser.add_function_arguments(open_backbone, "backbone")
-    parser.add_argument("--adapter", type=Adapter | None)
-    parser.add_argument("--data", type=AlignmentData)
-    parser.add_argument("--optimization", type=Optimization)
-    parser.add_class_arguments(Trainer, "trainer", skip=set(TRAINER_REFUSED), instantiate=False)
-    parser.add_argument("--evaluators", type=tuple[Evaluator, ...])
-    parser.add_argument("--wandb", type=WandbSettings)
-    parser.add_argument("--seed", type=int)
-    parser.add_argument("--checkpoint_every", type=int)
-    parser.add_argument("--save_dtype", type=str | None)
-    parser.add_argument("--command", type=str | None)
-    parser.add_argument("--pairs", type=PairSettings | None)
+    if only in (None, "backbone"):
+        parser.add_function_arguments(open_backbone, "backbone")
+    if only in (None, "trainer"):
+        parser.add_class_arguments(Trainer, "trainer", skip=set(TRAINER_REFUSED), instantiate=False)
+    for name, type in types.items():
+        if only in (None, name):
+            parser.add_argument(f"--{name}", type=type)
     return parser
+
+
+def _parsed(name: str, checked: Any) -> Any:
+    """What the parser reads one key's checked value as; a study's arms have most values in common."""
+    return copy.deepcopy(_parsed_text(name, json.dumps(_full_paths(checked, name), sort_keys=True)))
+
+
+@lru_cache(maxsize=256)
+def _parsed_text(name: str, text: str) -> Any:
+    return _parser(name).parse_object({name: json.loads(text)})[name]
 
 
 def _full_paths(node: Any, key: str = "") -> Any:

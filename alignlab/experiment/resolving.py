@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import MISSING, dataclass
 from functools import cache
 from pathlib import Path
@@ -47,6 +48,9 @@ KEYS = (
     "pairs",
     "python_path",
 )
+
+PLACING = (("seed",), ("wandb", "group"), ("wandb", "name"), ("wandb", "tags"), ("backbone", "path"))
+"""The keys that say which run of an experiment one is: they change no other key of a resolved config."""
 
 TRAINING = ("objective", "adapter", "optimization")
 """The keys that say how alignlab trains; where a command does instead, or only pairs are built, they are None."""
@@ -102,25 +106,65 @@ def resolve(config: Mapping[str, Any], *, trains: bool = True) -> dict[str, Any]
     builds_pairs = {name: changes.get("pairs") is not None for name, changes in stages.items()}
     resolved = _resolve_one(main, checker, builds_pairs, trains=trains)
     resolved["stages"] = {}
-    # What a later stage takes from an earlier one is no setting of the earlier one, nor is what trains instead of ours.
-    shared = {name: value for name, value in main.items() if name != "command"}
-    shared["backbone"] = without_stages(main.get("backbone"))
+    wholes = _wholes(main, stages)
     known = {(problem.key, problem.message) for problem in checker.problems}
     for index, (name, changes) in enumerate(stages.items()):
         inner = Checker(folders)
-        whole = of_pairs(shared, changes) if builds_pairs[name] else merge(shared, changes)
         before = dict(tuple(builds_pairs.items())[:index])
-        resolved["stages"][name] = _resolve_one(whole, inner, before) | {"stages": {}}
+        resolved["stages"][name] = _resolve_one(wholes[name], inner, before) | {"stages": {}}
         if builds_pairs[name]:
             refuse_unused(changes, resolved["stages"][name], inner)
         new = (problem for problem in inner.problems if (problem.key, problem.message) not in known)
         checker.problems += [Problem(("stages", name, *problem.key), problem.message) for problem in new]
     if checker.problems:
         raise ConfigError(checker.problems)
+    _keep_used(folders, resolved)
+    return resolved
+
+
+def moved(resolved: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``resolve`` gives of another run of a resolved experiment, in much less time.
+
+    Args:
+        config: As written; differs from what was resolved by ``PLACING`` alone, and each of these keys has, where it
+            stands in either, values of the right type and paths that exist.
+    """
+    main = {name: value for name, value in config.items() if name not in ("python_path", "stages")}
+    wholes = _wholes(main, _stages(config, Checker()))
+    copy = _with_places(resolved, main)
+    copy["stages"] = {name: _with_places(stage, wholes[name]) for name, stage in resolved["stages"].items()}
+    _keep_used(_folders(config, Checker()), copy)
+    return copy
+
+
+def _with_places(resolved: Mapping[str, Any], written: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy with its own values of ``PLACING``; what is not written has its default, as it has already."""
+    copy = deepcopy({name: value for name, value in resolved.items() if name != "stages"}) | {"stages": {}}
+    for *above, last in PLACING:
+        ours, theirs = copy, written
+        for name in above:
+            ours, theirs = ours[name], theirs.get(name) or {}
+        if last in theirs:
+            ours[last] = plain(theirs[last])
+    return copy
+
+
+def _wholes(main: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Every stage with what it has of its experiment."""
+    # What a later stage takes from an earlier one is no setting of the earlier one, nor is what trains instead of ours.
+    shared = {name: value for name, value in main.items() if name != "command"}
+    shared["backbone"] = without_stages(main.get("backbone"))
+    return {
+        name: merge(shared, changes) if changes.get("pairs") is None else of_pairs(shared, changes)
+        for name, changes in stages.items()
+    }
+
+
+def _keep_used(folders: Sequence[str], resolved: dict[str, Any]) -> None:
+    """Keep of the folders those that classes or files were found in."""
     for part in (*resolved["stages"].values(), resolved):
         used = {*folders_used(part, folders), *folders_of_files(part, folders)}
         part["python_path"] = [folder for folder in dict.fromkeys((*folders, str(Path.cwd()))) if folder in used]
-    return resolved
 
 
 def _folders(config: Mapping[str, Any], checker: Checker) -> list[str]:

@@ -1,11 +1,13 @@
 """claims: what a study is expected to show, said in its file before it runs, and known again by a hash."""
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any, Literal
+
+from alignlab.study.keys import meant
 
 KEYS = ("arm", "against", "metric", "direction", "smallest", "says", "source")
 
@@ -52,12 +54,12 @@ class Registered:
 
 
 def read_claims(
-    value: Any, arms: Collection[str], against: Mapping[str, str], baseline: str, faults: list[str]
+    value: Any, arms: Mapping[str, Sequence[str]], against: Mapping[str, str], baseline: str, faults: list[str]
 ) -> tuple[Claim, ...]:
     """Check the study's key ``claims``; what is wrong is left out of the result.
 
     Args:
-        arms: Names of all arms.
+        arms: What each name stands for: an arm's for itself, one as it is written for it at every point of the axes.
         against: What arms are compared with that are not compared with the baseline.
         faults: Takes one line a fault.
     """
@@ -70,12 +72,13 @@ def read_claims(
     for number, item in enumerate(value, 1):
         wrong = list(_wrong(item, arms))
         if not wrong:
-            other = item.get("against", against.get(item["arm"], baseline))
-            wrong = [f"against: {other!r} is the arm itself"] if other == item["arm"] else []
+            arm = arms[str(item["arm"])][0]
+            other = arms[str(item["against"])][0] if "against" in item else against.get(arm, baseline)
+            wrong = [f"against: {other!r} is the arm itself"] if other == arm else []
         if wrong:
             faults += [f"claims: number {number}: {fault}" for fault in wrong]
         else:
-            claims.append(Claim(**{**item, "against": other, "smallest": float(item["smallest"])}))
+            claims.append(Claim(**{**item, "arm": arm, "against": other, "smallest": float(item["smallest"])}))
     hashes = [claim.hash for claim in claims]
     faults += [
         f"claims: {c.arm} on {c.metric} stands there twice" for i, c in enumerate(claims) if c.hash in hashes[:i]
@@ -83,15 +86,17 @@ def read_claims(
     return tuple(claims)
 
 
-def _wrong(item: Any, arms: Collection[str]) -> Iterable[str]:
+def _wrong(item: Any, arms: Mapping[str, Sequence[str]]) -> Iterable[str]:
     if not isinstance(item, dict):
         yield f"expected {{arm, metric, direction, smallest}}, got {item!r}"
         return
     yield from (f"unknown key {key!r}; there is {', '.join(KEYS)}" for key in item if key not in KEYS)
     yield from (f"{key} is missing" for key in ("arm", "metric", "direction", "smallest") if key not in item)
     for key in ("arm", "against"):
-        if key in item and item[key] not in arms:
-            yield f"{key}: no arm is called {item[key]!r}; there is {', '.join(arms)}"
+        if key in item and str(item[key]) not in arms:
+            yield f"{key}: no arm is called {item[key]!r}{meant(str(item[key]), arms)}"
+        elif key in item and len(stands := arms[str(item[key])]) > 1:
+            yield f"{key}: {item[key]} stands for {len(stands)} arms: {'; '.join(stands)}; name one of them"
     if item.get("direction", "higher") not in ("higher", "lower"):
         yield f"direction: expected higher or lower, got {item['direction']!r}"
     smallest = item.get("smallest", 1.0)

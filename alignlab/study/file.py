@@ -1,19 +1,28 @@
 """StudyFile: the study's YAML, checked key by key; every fault is found before any is reported."""
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignlab.experiment.reading import load, near, parse_override, put
+from alignlab.experiment.reading import load, parse_override, put
+from alignlab.study.arms import Arm, expand, incomparable, meanings, read_against, read_parts, read_written
+from alignlab.study.axes import read_axes, read_exclude, read_points
 from alignlab.study.claims import Claim, read_claims
+from alignlab.study.keys import distinct, files, meant
+from alignlab.study.keys import seeds as read_seeds
 from alignlab.study.naming import audited
+from alignlab.study.tuning import Tune, read_tune, tuned_name
 
 KEYS = (
     "base",
     "overrides",
     "arms",
+    "axes",
+    "zip",
+    "exclude",
+    "tune",
     "starts",
     "seeds",
     "baseline",
@@ -41,8 +50,9 @@ class StudyFile:
         description: The comment at the head of the file.
         base: The experiment that all arms share.
         overrides: Changes to the base for all arms.
-        arms: Changes by arm; a key ``base`` names experiment files that are laid over the base first.
-        arm_seeds: Those of arms that do not have all of the study's.
+        arms: By name, each at one point of the axes; among the keys of one, ``base`` names experiment files that are
+            laid over the base first.
+        tune: What is tried of every arm; None where nothing is tuned.
         against: What arms are compared with that are not compared with the baseline.
         starts: Checkpoints; empty where the base's is the only one.
         seeds: Distinct whole numbers.
@@ -60,8 +70,8 @@ class StudyFile:
     description: str
     base: tuple[Path, ...]
     overrides: dict[str, Any]
-    arms: dict[str, dict[str, Any]]
-    arm_seeds: dict[str, tuple[int, ...]]
+    arms: dict[str, Arm]
+    tune: Tune | None
     against: dict[str, str]
     starts: tuple[Start, ...]
     seeds: tuple[int, ...]
@@ -95,49 +105,60 @@ def read(path: Path, changes: Sequence[str], faults: list[str]) -> StudyFile:
     if not isinstance(overrides, dict):
         faults.append(f"overrides: expected a mapping of experiment keys, got {overrides!r}")
         overrides = {}
-    arms = _arms(content.get("arms"), faults)
-    parts = _parts(content, next(iter(arms), ""), faults)
-    seeds = _seeds(content.get("seeds", [0]), "seeds", faults)
-    arm_seeds = {
-        arm: _arm_seeds(arm, keys.pop("seeds"), seeds, faults) for arm, keys in arms.items() if "seeds" in keys
-    }
-    against = {arm: str(keys.pop("against")) for arm, keys in arms.items() if "against" in keys}
-    faults += _incomparable({arm: arm_seeds.get(arm, seeds) for arm in arms}, against, parts)
+    seeds = read_seeds(content.get("seeds", [0]), "seeds", faults)
+    arms = _arms(path, content, seeds, faults)
+    parts = read_parts(content, arms, faults)
+    against = read_against(content.get("baseline"), arms, parts, faults)
+    faults += incomparable(
+        {name: seeds if arm.seeds is None else arm.seeds for name, arm in arms.items()}, against, parts
+    )
+    starts = _starts(content.get("starts"), faults)
+    tune = read_tune(path, content.get("tune"), arms, seeds, faults)
+    if tune is not None:
+        names = [start.name for start in starts]
+        unknown = [name for name in tune.starts if name not in names]
+        faults += [f"tune: starts: no start is called {name!r}{meant(name, names)}" for name in unknown]
     return StudyFile(
         path=path,
         description=_description(path),
         base=files(path, "base", content.get("base"), faults),
         overrides=overrides,
         arms=arms,
-        arm_seeds=arm_seeds,
+        tune=tune,
         against=against,
-        starts=_starts(content.get("starts"), faults),
+        starts=starts,
         seeds=seeds,
         **parts,
         metrics=_metrics(content.get("metrics") or [], "metrics", faults),
         tradeoff=_tradeoff(content.get("tradeoff") or [], faults),
-        claims=read_claims(content.get("claims"), list(arms), against, parts["baseline"], faults),
+        claims=_claims(content.get("claims"), arms, against, parts["baseline"], tune is not None, faults),
         last=tuple(last),
     )
 
 
-def meant(word: str, words: Collection[str]) -> str:
-    """What may have been meant, else what there is."""
-    return near(word, words) or f"; there is {', '.join(words)}"
+def _arms(path: Path, content: dict[str, Any], seeds: tuple[int, ...], faults: list[str]) -> dict[str, Arm]:
+    """The arms at every point of the axes."""
+    axes = read_axes(path, content.get("axes"), faults)
+    written = read_written(content.get("arms"), bool(axes), faults)
+    points = read_points(axes, content.get("zip"), faults)
+    exclude = read_exclude(content.get("exclude"), axes, list(filter(None, written)), faults)
+    return expand(written, points, exclude, seeds, faults)
 
 
-def slug(name: str) -> str:
-    """A name as a part of a path."""
-    return re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "unnamed"
+def _claims(
+    value: Any, arms: Mapping[str, Arm], against: Mapping[str, str], baseline: str, tuned: bool, faults: list[str]
+) -> tuple[Claim, ...]:
+    """The claims; what is tuned is compared with what is tuned."""
+    names, others = meanings(arms), dict(against)
+    if tuned:
+        names |= {tuned_name(name): [tuned_name(each) for each in stands] for name, stands in names.items()}
+        others |= tuned_against(arms, against, baseline)
+    return read_claims(value, names, others, baseline, faults)
 
 
-def files(study: Path, key: str, value: Any, faults: list[str]) -> tuple[Path, ...]:
-    """The experiment files that a key names, relative to the study's own."""
-    names = [value] if isinstance(value, str) else value
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        faults.append(f"{key}: expected an experiment file or a list of them, got {value!r}")
-        return ()
-    return tuple(study.parent / name for name in names)
+def tuned_against(arms: Iterable[str], against: Mapping[str, str], baseline: str) -> dict[str, str]:
+    """What tuned arms are compared with: the baseline with its own, others with what is tuned of theirs."""
+    return {tuned_name(arm): tuned_name(against.get(arm, baseline)) for arm in arms if arm != baseline}
 
 
 def _description(path: Path) -> str:
@@ -148,22 +169,6 @@ def _description(path: Path) -> str:
             break
         lines.append(re.split(r"\s{2,}alignlab ", line.lstrip("# "))[0].strip())
     return " ".join(line for line in lines if line and not line.startswith("alignlab "))
-
-
-def _arms(value: Any, faults: list[str]) -> dict[str, dict[str, Any]]:
-    if not isinstance(value, dict) or not value:
-        faults.append(f"arms: expected a mapping of at least one name to its overrides, got {value!r}")
-        return {}
-    arms = {}
-    for name, overrides in value.items():
-        if not isinstance(name, str):
-            faults.append(f"arms: a name must be text, got {name!r}; put it in quotes")
-        if isinstance(overrides, dict | None):
-            arms[str(name)] = dict(overrides or {})
-        else:
-            faults.append(f"arm {name}: expected a mapping of experiment keys, got {overrides!r}")
-    _distinct("arms", map(str, value), faults)
-    return arms
 
 
 def _starts(value: Any, faults: list[str]) -> tuple[Start, ...]:
@@ -183,74 +188,8 @@ def _starts(value: Any, faults: list[str]) -> tuple[Start, ...]:
             starts.append(Start(pair["name"], pair["path"]))
         else:
             faults.append(f"starts: expected a path or {{name: ..., path: ...}}, got {item!r}")
-    _distinct("starts", [start.name for start in starts], faults)
+    distinct("starts", [start.name for start in starts], faults)
     return tuple(starts)
-
-
-def _distinct(key: str, names: Iterable[str], faults: list[str]) -> None:
-    """Names become directories, and some file systems do not tell capitals from small letters."""
-    seen: dict[str, str] = {}
-    for name in names:
-        key_on_disk = slug(name).lower()
-        if key_on_disk in seen:
-            faults.append(
-                f"{key}: {seen[key_on_disk]!r} and {name!r} would share a directory; give them different names"
-            )
-        seen[key_on_disk] = name
-
-
-def _seeds(value: Any, key: str, faults: list[str]) -> tuple[int, ...]:
-    whole = isinstance(value, list) and value and all(type(seed) is int and seed >= 0 for seed in value)
-    if not whole:
-        faults.append(f"{key}: expected a list of whole numbers from 0 on, got {value!r}")
-        return ()
-    twice = sorted({seed for seed in value if value.count(seed) > 1})
-    if twice:
-        faults.append(f"{key}: {', '.join(map(str, twice))} stands there more than once; a seed counts once")
-    return tuple(value)
-
-
-def _arm_seeds(arm: str, value: Any, seeds: tuple[int, ...], faults: list[str]) -> tuple[int, ...]:
-    own = _seeds(value, f"arm {arm}: seeds", faults)
-    if others := [str(seed) for seed in own if seed not in seeds]:
-        faults.append(f"arm {arm}: seeds: {', '.join(others)} is not among the study's seeds, {list(seeds)}")
-    return tuple(seed for seed in own if seed in seeds)
-
-
-def _incomparable(
-    seeds: dict[str, tuple[int, ...]], against: dict[str, str], parts: dict[str, str | None]
-) -> Iterator[str]:
-    """What keeps an arm from being compared with another; ``seeds`` has those of every arm."""
-    plays = {arm: part for part, arm in parts.items() if arm is not None}
-    for arm, other in against.items():
-        if other == arm:
-            yield f"arm {arm}: against: it is itself"
-        elif other not in seeds:
-            yield f"arm {arm}: against: no arm is called {other!r}{meant(other, seeds)}"
-        if arm in plays:
-            yield f"arm {arm}: against: it is the {plays[arm]}, which is compared with the baseline alone"
-    for arm, own in seeds.items():
-        reference = against.get(arm, parts["baseline"])
-        if set(own) - set(seeds.get(reference, own)):
-            yield f"arm {arm} has seeds that {reference}, which it is compared with, lacks; give that one all of them"
-
-
-def _parts(content: dict[str, Any], first: str, faults: list[str]) -> dict[str, str | None]:
-    """The arms that play a part: the baseline, which is the first arm unless one is named, the oracle, the placebo."""
-    written = content.get("arms")
-    parts: dict[str, str | None] = {}
-    for part in ("baseline", "oracle", "placebo"):
-        value = content.get(part)
-        name = None if value is None else str(value)
-        if name is not None and isinstance(written, dict) and value not in list(written):
-            faults.append(f"{part}: no arm is called {value!r}{meant(name, [str(arm) for arm in written])}")
-        faults += [
-            f"{part}: {name!r} is the {other} already; an arm plays one part"
-            for other, taken in parts.items()
-            if taken is not None and taken == name
-        ]
-        parts[part] = first if name is None and part == "baseline" else name
-    return parts
 
 
 def _metrics(value: Any, key: str, faults: list[str]) -> tuple[str, ...]:

@@ -72,8 +72,8 @@ def launch(
     display = display or Display()
     with _locked(study):
         study.save(command)
-        unique = {cell.directory: cell for cell in study.cells}
-        waiting = deque(cell for cell in unique.values() if cell.state != "finished")
+        unique = study.unique
+        waiting = deque(cell for cell in unique if cell.state != "finished")
         gpus: list[str] = []
         if waiting:
             preload()

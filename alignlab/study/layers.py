@@ -9,29 +9,66 @@ from alignlab.errors import InputError
 from alignlab.experiment.reading import merge, parse_override, put, show
 from alignlab.experiment.reading import read as read_experiment
 from alignlab.experiment.stages import STAGE
-from alignlab.study.file import Start, StudyFile, files
+from alignlab.study.arms import Arm
+from alignlab.study.axes import Value
+from alignlab.study.file import Start, StudyFile
+from alignlab.study.keys import files
 
 PATH = "backbone.path"
 
 
-def arm_configs(file: StudyFile, faults: list[str]) -> dict[str, dict[str, Any]]:
-    """Base, the arm's files, the study's overrides, the arm's keys, the command line: each laid over the last.
+Configs = dict[str, dict[str, Any]]
 
+
+def arm_configs(file: StudyFile, faults: list[str]) -> tuple[Configs, dict[str, Configs]]:
+    """Base, the arm's files, the study's overrides, the arm's keys, the values of the axes, the command line.
+
+    Each is laid over the last; a setting that is tried in tuning lies between the axes and the command line.
     Nothing is resolved where a file cannot be read: its keys would be missed in every arm.
+
+    Returns:
+        The configs of the arms, and of each those that are tried, by the setting's label.
     """
     unread = len(faults) if file.base else -1
     base = _over({"python_path": [str(file.path.resolve().parent)]}, file.base, faults)
-    configs = {}
-    for arm, keys in file.arms.items():
-        paths = files(file.path, f"arm {arm}: base", keys["base"], faults) if "base" in keys else ()
-        own = {key: value for key, value in keys.items() if key != "base"}
-        config = merge(merge(_over(base, paths, faults), file.overrides), own)
-        for change in file.last:
-            config = put(config, *parse_override(change), (), change)
-        configs[arm] = config
+    written: Configs = {}
+    configs: Configs = {}
+    tried: dict[str, Configs] = {}
+    for name, arm in file.arms.items():
+        if arm.written not in written:
+            written[arm.written] = _written(file, arm, base, faults)
+        config = written[arm.written]
+        for value in arm.values:
+            config = _laid(config, value, faults)
+        configs[name] = _last(file, config)
+        settings = () if file.tune is None else file.tune.settings[name]
+        tried[name] = {value.label: _last(file, _laid(config, value, faults)) for value in settings}
     readable = len(faults) == unread
     faults += _contested(file, configs)
-    return configs if readable else {}
+    return (configs, tried) if readable else ({}, {})
+
+
+def _written(file: StudyFile, arm: Arm, base: dict[str, Any], faults: list[str]) -> dict[str, Any]:
+    """An arm before the axes."""
+    paths = files(file.path, f"arm {arm.written}: base", arm.keys["base"], faults) if "base" in arm.keys else ()
+    own = {key: value for key, value in arm.keys.items() if key != "base"}
+    return merge(merge(_over(base, paths, faults), file.overrides), own)
+
+
+def _laid(config: dict[str, Any], value: Value, faults: list[str]) -> dict[str, Any]:
+    """Lay a value of an axis, or a setting, over a config."""
+    config = merge(_over(config, value.files, faults), value.keys)
+    try:
+        return put(config, value.key, value.value, (), f"{value.where}={show(value.value)}") if value.key else config
+    except InputError as error:
+        faults.append(str(error).removeprefix("override "))
+        return config
+
+
+def _last(file: StudyFile, config: dict[str, Any]) -> dict[str, Any]:
+    for change in file.last:
+        config = put(config, *parse_override(change), (), change)
+    return config
 
 
 def _over(config: dict[str, Any], paths: Sequence[Path], faults: list[str]) -> dict[str, Any]:
@@ -47,12 +84,16 @@ def _over(config: dict[str, Any], paths: Sequence[Path], faults: list[str]) -> d
     return config
 
 
-def placing(file: StudyFile, config: dict[str, Any], arm: str, start: Start, seed: int) -> dict[str, Any]:
-    """What makes a cell of an arm: seed, start, and its place in Weights & Biases."""
+def placing(group: str, config: dict[str, Any], arm: str, start: Start, seed: int) -> dict[str, Any]:
+    """What makes a cell of an arm: seed, start, and its place in Weights & Biases.
+
+    Args:
+        group: The study's name.
+    """
     wandb = config.get("wandb")
     tags = wandb.get("tags") if isinstance(wandb, dict) else None
     tags = [*(tags if isinstance(tags, list) else ()), arm, start.name, f"seed{seed}"]
-    mirror = {"group": file.path.stem, "name": f"{arm}-{start.name}-seed{seed}", "tags": tags}
+    mirror = {"group": group, "name": f"{arm}-{start.name}-seed{seed}", "tags": tags}
     placing: dict[str, Any] = {"seed": seed, "wandb": mirror}
     if start.path is None:
         return placing
@@ -99,15 +140,22 @@ def _path(config: dict[str, Any]) -> Any:
 def _contested(file: StudyFile, configs: dict[str, dict[str, Any]]) -> list[str]:
     """What is said of keys that the study itself sets for every cell, so that it would have no effect."""
     faults = [f"overrides: {key}: {why}" for key, _, why, _ in _decided(file, file.overrides)]
-    for arm, keys in file.arms.items():
-        decided = [each for each in _decided(file, keys) if each[0] != PATH or not is_judged(keys, configs[arm])]
+    for name, arm in file.arms.items():
+        decided = [
+            each for each in _decided(file, arm.keys) if each[0] != PATH or not is_judged(arm.keys, configs[name])
+        ]
         more = "; a model that is judged as it is has trainer.max_steps 0 and no fresh parts"
-        faults += [f"arm {arm}: {key}: {why}{more if key == PATH else ''}" for key, _, why, _ in decided]
+        own = f"arm {arm.written}"
+        faults += [f"{own}: {key}: {why}{more if key == PATH else ''}" for key, _, why, _ in decided]
+        tried = () if file.tune is None else file.tune.settings[name]
+        for value in (*arm.values, *tried):
+            keys = put({}, value.key, value.value, (), "") if value.key else value.keys
+            faults += [f"{value.where}: {key}: {why}" for key, _, why, _ in _decided(file, keys)]
     for change in file.last:
         for _, value, why, instead in _decided(file, put({}, *parse_override(change), (), change)):
             use = f"; use --{instead} {shlex.quote(show([value]))}" if instead else ""
             faults.append(f"override {change!r}: {why}{use}")
-    return faults
+    return list(dict.fromkeys(faults))
 
 
 def _decided(file: StudyFile, changes: dict[str, Any]) -> Iterator[tuple[str, Any, str, str | None]]:

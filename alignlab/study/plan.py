@@ -1,49 +1,23 @@
 """Study: arms x starts x seeds, expanded into cells and validated before the first one starts."""
 
-import itertools
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from alignlab.errors import InputError
-from alignlab.experiment.reading import merge
+from alignlab.study.cells import Cell, Maker, judged_arms, owners, refused, share, with_differences
 from alignlab.study.claims import Claim, register
-from alignlab.study.differences import differences, leaves
-from alignlab.study.file import Start, StudyFile, read, slug
-from alignlab.study.layers import arm_configs, is_judged, own_start, placing
-from alignlab.study.state import State, read_json, state, write_json
+from alignlab.study.file import StudyFile, read
+from alignlab.study.layers import arm_configs
+from alignlab.study.state import read_json, write_json
+from alignlab.study.trials import make_trials, make_tuned
+from alignlab.study.tuning import Tuning, choose, tuned_name
+
+__all__ = ["MANIFEST", "Cell", "Study", "default_directory"]
 
 MANIFEST = "study.json"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One experiment of a study.
-
-    Args:
-        config: Resolved, as ``alignlab.experiment.run.run`` takes it.
-        directory: The run directory. Its name holds the digest, so an edited study never writes over a finished cell.
-        digest: Content hash of the config.
-        differs: Config keys and values that are not those of the baseline arm.
-    """
-
-    arm: str
-    start: str
-    seed: int
-    config: dict[str, Any]
-    directory: Path
-    digest: str
-    differs: dict[str, Any]
-
-    @property
-    def label(self) -> str:
-        return f"{self.arm} · {self.start} · seed {self.seed}"
-
-    @property
-    def state(self) -> State:
-        return state(self.directory, self.digest)
 
 
 @dataclass(frozen=True)
@@ -54,6 +28,9 @@ class Study:
         directory: Holds ``study.json``, ``cells/`` and the report.
         cells: In the order of arms, starts, seeds; cells of the same content share one directory.
         notes: What a reader of the plan should know.
+        tuned: The arms with the best of the settings that were tried, and whose they are; among ``arms``.
+        tuning: What was tried, and what came out; None where nothing is tuned.
+        trials: The cells of tuning, of no arm that is compared.
     """
 
     name: str
@@ -71,6 +48,19 @@ class Study:
     claims: tuple[Claim, ...]
     cells: tuple[Cell, ...]
     notes: tuple[str, ...]
+    tuned: dict[str, str] = field(default_factory=dict)
+    tuning: Tuning | None = None
+    trials: tuple[Cell, ...] = ()
+
+    @property
+    def pending(self) -> bool:
+        """Whether arms are missing until cells of tuning are done."""
+        return self.tuning is not None and bool(self.tuning.pending)
+
+    @property
+    def unique(self) -> list[Cell]:
+        """All cells to be computed, each content once, those of tuning first."""
+        return list({cell.directory: cell for cell in (*self.trials, *self.cells)}.values())
 
     @classmethod
     def load(cls, path: Path, *, directory: Path | None = None, overrides: Sequence[str] = ()) -> "Study":
@@ -88,34 +78,26 @@ class Study:
         directory = default_directory(path) if directory is None else Path(directory)
         faults: list[str] = []
         file = read(path, overrides, faults)
-        wrong: dict[str, list[str]] = defaultdict(list)
-        cells, notes = _share(*_expand(file, directory, faults, wrong))
-        for cell, line in _refused(cells):
-            wrong[line].append(cell.arm)
-        faults += [f"{_owners(names, file.arms)}: {line}" for line, names in wrong.items()]
+        plan = _Plan.of(file, directory, faults)
         if faults:
             count = "1 error" if len(faults) == 1 else f"{len(faults)} errors"
             raise InputError(f"{path}: {count}\n" + "\n".join(f"  {fault}" for fault in faults))
         _check_owner(directory, path.stem)
-        cells = _with_differences(cells, file.baseline, file.against)
-        if any(str(cell.config["data"].get("class_path")).rpartition(".")[2] == "Scenes" for cell in cells):
-            notes = (*notes, "Results on the scenes lab are claims about the lab, not about natural images.")
+        against = {**file.against, **plan.against}
+        cells = with_differences(plan.cells, file.baseline, against)
+        same = ("description", "seeds", "baseline", "oracle", "placebo", "metrics", "tradeoff", "claims")
         return cls(
             name=path.stem,
-            description=file.description,
             directory=directory,
-            arms=tuple(file.arms),
+            arms=(*file.arms, *plan.tuned),
             starts=tuple(dict.fromkeys(cell.start for cell in cells)),
-            seeds=file.seeds,
-            against=file.against,
-            baseline=file.baseline,
-            oracle=file.oracle,
-            placebo=file.placebo,
-            metrics=file.metrics,
-            tradeoff=file.tradeoff,
-            claims=file.claims,
+            against=against,
             cells=tuple(cells),
-            notes=notes,
+            notes=tuple(dict.fromkeys((*plan.notes, *_of_the_lab(cells)))),
+            tuned=plan.tuned,
+            tuning=plan.tuning,
+            trials=plan.trials,
+            **{name: vars(file)[name] for name in same},
         )
 
     def save(self, command: str) -> None:
@@ -125,24 +107,73 @@ class Study:
             command: What the user typed.
         """
         _check_owner(self.directory, self.name)
-        cells = [
-            {
-                "arm": cell.arm,
-                "start": cell.start,
-                "seed": cell.seed,
-                "directory": cell.directory.relative_to(self.directory).as_posix(),
-                "digest": cell.digest,
-                "differs": cell.differs,
-            }
-            for cell in self.cells
-        ]
         names = ("name", "description", "arms", "starts", "seeds", "against", "baseline", "oracle", "placebo")
-        names += ("metrics", "tradeoff", "notes")
+        names += ("metrics", "tradeoff", "notes", "tuned")
         before = (read_json(self.directory / MANIFEST) or {}).get("claims", [])
         finished = Counter(cell.arm for cell in self.cells if cell.state == "finished")
-        claims = register(self.claims, before, finished)
-        manifest = {"command": command, **{name: vars(self)[name] for name in names}, "claims": claims, "cells": cells}
+        manifest = {
+            "command": command,
+            **{name: vars(self)[name] for name in names},
+            "claims": register(self.claims, before, finished),
+            "tuning": None if self.tuning is None else self.tuning.manifest(),
+            "cells": [self._line(cell) for cell in self.cells],
+            "trials": [self._line(cell) for cell in self.trials],
+        }
         write_json(self.directory / MANIFEST, manifest)
+
+    def _line(self, cell: Cell) -> dict[str, Any]:
+        """A cell as the manifest holds it."""
+        kept = {name: vars(cell)[name] for name in ("arm", "start", "seed", "digest", "differs")}
+        return {**kept, "directory": cell.directory.relative_to(self.directory).as_posix()}
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The cells that a study file comes to, and what is known of its tuning."""
+
+    cells: tuple[Cell, ...]
+    trials: tuple[Cell, ...]
+    notes: tuple[str, ...]
+    tuned: dict[str, str]
+    against: dict[str, str]
+    tuning: Tuning | None
+
+    @classmethod
+    def of(cls, file: StudyFile, directory: Path, faults: list[str]) -> "_Plan":
+        """Make and check all cells.
+
+        Args:
+            faults: Takes one line a fault.
+        """
+        configs, tried = arm_configs(file, faults)
+        maker, judged = Maker(file, directory), judged_arms(file, configs)
+        cells, tuning, notes = maker.of_arms(configs, judged), None, []
+        trials: list[Cell] = []
+        tuned: dict[str, str] = {}
+        against: dict[str, str] = {}
+        if file.tune is not None:
+            trains = [cell for cell in cells if cell.arm not in judged]
+            trials, what = make_trials(maker, trains, configs, tried, faults)
+            if not faults and not maker.wrong:
+                tuning, notes = choose(what, file.tune.metric)
+                more, against = make_tuned(maker, tuning, cells, configs, tried)
+                tuned = {tuned_name(arm): arm for arm in configs if tuning.chosen.get(arm) is not None}
+                cells = [*cells, *more]
+        shared, same = share(cells, judged)
+        trials = share(trials, ())[0]
+        for cell, line in refused((*shared, *trials)):
+            maker.wrong[line].append(cell.arm)
+        faults[:] = dict.fromkeys(
+            [*faults, *(f"{owners(names, file.arms)}: {line}" for line, names in maker.wrong.items())]
+        )
+        return cls(shared, trials, (*same, *notes), tuned, against, tuning)
+
+
+def _of_the_lab(cells: Iterable[Cell]) -> list[str]:
+    """What to know where the pictures are drawn."""
+    if any(str(cell.config["data"].get("class_path")).rpartition(".")[2] == "Scenes" for cell in cells):
+        return ["Results on the scenes lab are claims about the lab, not about natural images."]
+    return []
 
 
 def default_directory(path: Path) -> Path:
@@ -160,103 +191,3 @@ def _check_owner(directory: Path, name: str) -> None:
         raise InputError(
             f"{directory} holds {owner}, so the study {name!r} cannot be kept there; name another directory"
         )
-
-
-def _expand(
-    file: StudyFile, directory: Path, faults: list[str], wrong: dict[str, list[str]]
-) -> tuple[list[Cell], set[str]]:
-    """Every cell, resolved, and the arms that are judged as they are.
-
-    Args:
-        wrong: Takes the faults of cells that cannot be resolved, with their arms.
-    """
-    from alignlab.experiment.config import digest, resolve
-
-    cells: list[Cell] = []
-    arms = arm_configs(file, faults)
-    starts = file.starts or (Start(own_start(arms.get(file.baseline, {})), None),)
-    judged = {arm for arm, config in arms.items() if is_judged(file.arms[arm], config)}
-    for (arm, config), start in itertools.product(arms.items(), starts):
-        begin = Start(own_start(config), None) if arm in judged else start
-        for seed in file.arm_seeds.get(arm, file.seeds) or (0,):
-            try:
-                written = merge(config, placing(file, config, arm, begin, seed))
-                resolved = resolve(written)
-            except InputError as error:
-                for line in _lines(error):
-                    wrong[line].append(arm)
-                break  # another seed has the same faults
-            content = digest(resolved)
-            place = directory / "cells" / slug(arm) / f"{slug(begin.name)}-seed{seed}-{content}"
-            cells.append(Cell(arm, start.name, seed, resolved, place, content, dict(leaves(written))))
-    return cells, judged
-
-
-def _refused(cells: Sequence[Cell]) -> Iterator[tuple[Cell, str]]:
-    """What only making the objects shows, once for all seeds of a config; a finished cell has shown it."""
-    from alignlab.experiment.config import digest
-
-    unfinished = [cell for cell in cells if cell.state != "finished"]
-    if not unfinished:
-        return
-    from alignlab.experiment.preflight import preflight
-    from alignlab.experiment.run import quiet_libraries, refuse_foreign
-
-    quiet_libraries()
-    known: dict[str, list[str]] = {}
-    stages: dict[str, Any] = {}
-    for cell in unfinished:
-        content = digest(_without_seed(cell.config))
-        if content not in known:
-            known[content] = _faults(preflight, cell.config, stages)
-        for line in (*known[content], *_faults(refuse_foreign, cell.config, cell.directory)):
-            yield cell, line
-
-
-def _without_seed(config: dict[str, Any]) -> dict[str, Any]:
-    return {**config, "seed": None, "stages": {name: _without_seed(stage) for name, stage in config["stages"].items()}}
-
-
-def _faults(check: Callable[..., None], *arguments: Any) -> list[str]:
-    try:
-        check(*arguments)
-    except InputError as error:
-        return _lines(error)
-    return []
-
-
-def _lines(error: InputError) -> list[str]:
-    return list(dict.fromkeys(line.strip() for line in str(error).splitlines() if line.strip()))
-
-
-def _with_differences(cells: Sequence[Cell], baseline: str, against: Mapping[str, str]) -> list[Cell]:
-    """Replace what was written for every cell by what is not that of the arm it is compared with."""
-    configs = {(cell.arm, cell.start, cell.seed): cell.config for cell in cells}
-    return [
-        replace(cell, differs=differences(cell.config, reference, cell.differs))
-        for cell in cells
-        for reference in [configs[against.get(cell.arm, baseline), cell.start, cell.seed]]
-    ]
-
-
-def _owners(names: list[str], arms: dict[str, Any]) -> str:
-    names = list(dict.fromkeys(names))
-    return "every arm" if len(names) == len(arms) > 1 else ("arm " if len(names) == 1 else "arms ") + ", ".join(names)
-
-
-def _share(cells: list[Cell], judged: Collection[str]) -> tuple[tuple[Cell, ...], tuple[str, ...]]:
-    """Let cells of the same content, whatever their names, share the directory of the first: it is computed once."""
-    first: dict[str, Cell] = {}
-    shared, notes = [], {}
-    for cell in cells:
-        original = first.setdefault(cell.digest, cell)
-        shared.append(replace(original, arm=cell.arm, start=cell.start, differs=cell.differs))
-        if original.arm != cell.arm:
-            notes[
-                f"{cell.arm} is the same config as {original.arm}; it is computed once and stands under both names."
-            ] = 0
-        elif original.start != cell.start and cell.arm in judged:
-            notes[f"{cell.arm} is judged as it is, once a seed, and is compared with others of every start."] = 0
-        elif original.start != cell.start:
-            notes[f"Start {cell.start} is the same as {original.start}; it is computed once."] = 0
-    return tuple(shared), tuple(notes)

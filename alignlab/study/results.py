@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ from alignlab.study.examination import Examination, examinations
 from alignlab.study.naming import Blind, Pair, audited, is_chance
 from alignlab.study.plan import MANIFEST
 from alignlab.study.state import FAILURE, METRICS, State, read_json, read_lines, state
+from alignlab.study.tuning import Tuning
 
 Judgements = tuple[tuple[str, ...], np.ndarray]
 """Names of items in their order, and their values."""
@@ -150,6 +152,12 @@ def _judgements(items: list[dict[str, Any]]) -> dict[str, Judgements]:
     return found
 
 
+def _cells(directory: Path, lines: Iterable[Mapping[str, Any]]) -> tuple[CellResult, ...]:
+    """The cells that a manifest names."""
+    places = [(line, directory / line["directory"]) for line in lines]
+    return tuple(CellResult(**{**line, "directory": at}, state=state(at, line["digest"])) for line, at in places)
+
+
 @dataclass(frozen=True)
 class Results:
     """A study as its directory tells it."""
@@ -171,7 +179,8 @@ class Results:
     notes: tuple[str, ...]
     cells: tuple[CellResult, ...]
     tuned: dict[str, str] = field(default_factory=dict)
-    tuning: Any = None
+    tuning: Tuning | None = None
+    trials: tuple[CellResult, ...] = ()
 
     @classmethod
     def read(cls, directory: Path) -> "Results":
@@ -184,16 +193,19 @@ class Results:
         if manifest is None:
             what = f"there is no {MANIFEST} in it" if directory.is_dir() else "there is no such directory"
             raise InputError(f"{directory}: not the directory of a study: {what}; `alignlab study run` makes one")
-        cells = []
-        for cell in manifest["cells"]:
-            place = directory / cell["directory"]
-            cells.append(CellResult(**{**cell, "directory": place}, state=state(place, cell["digest"])))
+        cells, trials = (_cells(directory, manifest.get(key, ())) for key in ("cells", "trials"))
         lists = {key: tuple(manifest[key]) for key in ("arms", "starts", "seeds", "notes")}
         texts = {key: manifest[key] for key in ("name", "description", "command", "baseline")}
         texts |= {key: manifest.get(key) for key in ("oracle", "placebo")}
         lists |= {"headline": tuple(manifest["metrics"]), "tradeoff": tuple(manifest.get("tradeoff", ()))}
-        lists |= {"claims": registered(manifest.get("claims", ())), "cells": tuple(cells)}
-        return cls(directory, **texts, **lists, against=manifest.get("against", {}), tuned=manifest.get("tuned", {}))
+        lists |= {"claims": registered(manifest.get("claims", ())), "cells": cells, "trials": trials}
+        maps = {key: manifest.get(key, {}) for key in ("against", "tuned")}
+        return cls(directory, **texts, **lists, **maps, tuning=Tuning.read(manifest.get("tuning")))
+
+    @property
+    def pending(self) -> bool:
+        """Whether arms are missing until cells of tuning are done, as it was when the study was planned last."""
+        return self.tuning is not None and bool(self.tuning.pending)
 
     @property
     def finished(self) -> list[CellResult]:

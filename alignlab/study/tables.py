@@ -25,7 +25,8 @@ COLORS = {"new": "default", "interrupted": "yellow", "failed": "red", "finished"
 def plan_table(study: Study) -> Table:
     """The cells, what makes their arms differ from the baseline, and how far they are."""
     cells = study.directory / "cells"
-    title = f"{study.name}: {len(study.cells)} cells in {cells}"
+    trials = f" and {len(study.trials)} of tuning" if study.trials else ""
+    title = f"{study.name}: {len(study.cells)} cells{trials} in {cells}"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     table.add_column("arm", no_wrap=True)
     table.add_column("start")
@@ -34,7 +35,7 @@ def plan_table(study: Study) -> Table:
     table.add_column("state")
     table.add_column("directory", overflow="fold")
     arm = None
-    for cell in study.cells:
+    for cell in (*study.cells, *study.trials):
         if arm not in (None, cell.arm):
             table.add_section()
         place = escape(str(cell.directory.relative_to(cells)))

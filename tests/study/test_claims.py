@@ -56,7 +56,7 @@ def test_claims_made_after_results_say_so():
         ("yes", "expected a list"),
         ("[CAL]", "number 1: expected {arm"),
         ("[{arm: CAL}]", "number 1: metric is missing"),
-        (GOOD.replace("CAL", "CLA"), "no arm is called 'CLA'; there is MLE, CAL, InfoNCE"),
+        (GOOD.replace("CAL", "CLA"), "no arm is called 'CLA'; did you mean 'CAL'?"),
         (GOOD.replace("CAL", "MLE"), "'MLE' is the arm itself"),
         (GOOD.replace("higher", "better"), "expected higher or lower, got 'better'"),
         (GOOD.replace("0.01", "0"), "expected a number above 0"),
