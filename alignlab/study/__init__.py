@@ -12,7 +12,6 @@ from alignlab.study.launch import launch, preload
 from alignlab.study.plan import MANIFEST, Study, default_directory
 from alignlab.study.report import report
 from alignlab.study.results import Results
-from alignlab.study.tables import plan_table
 
 __all__ = ["Study", "launch", "report", "run_study"]
 
@@ -47,7 +46,9 @@ def run_study(
         preload()  # imports while the cells are validated
     study = Study.load(path, directory=output, overrides=overrides)
     if dry_run:
-        console.print(plan_table(study))
+        from alignlab.study.dryrun import show
+
+        show(study, jobs=jobs, console=console)
         return 0
     display = Bars(console) if console.is_terminal else Lines(console)
     command = shlex.join(["alignlab", *sys.argv[1:]])

@@ -1,4 +1,4 @@
-"""Tables: the plan and the results of a study in the terminal."""
+"""Tables: the results of a study in the terminal."""
 
 from pathlib import Path
 
@@ -10,41 +10,11 @@ from rich.text import Text
 
 from alignlab.study.calibration import gain
 from alignlab.study.comparison import Entry, compare, paired
-from alignlab.study.plan import Cell, Study
 from alignlab.study.results import Results
 from alignlab.study.sheets import Sheet
-from alignlab.study.wording import bounds, score, setting, signed
+from alignlab.study.wording import bounds, score, signed
 
 TONES = {"": "", "right": "green", "wrong": "red"}
-COLORS = {"new": "default", "interrupted": "yellow", "failed": "red", "finished": "green"}
-
-
-def plan_table(study: Study) -> Table:
-    """The cells, what makes their arms differ from the baseline, and how far they are."""
-    cells = study.directory / "cells"
-    title = f"{study.name}: {len(study.cells)} cells in {cells}"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("arm", no_wrap=True)
-    table.add_column("start")
-    table.add_column("seed", justify="right")
-    table.add_column(f"differs from {escape(study.baseline)}", overflow="fold")
-    table.add_column("state")
-    table.add_column("directory", overflow="fold")
-    arm = None
-    for cell in study.cells:
-        if arm not in (None, cell.arm):
-            table.add_section()
-        place = escape(str(cell.directory.relative_to(cells)))
-        against = f"(from {study.against[cell.arm]})\n" if cell.arm in study.against else ""
-        differs = escape(against + differing(cell)) if cell.arm != arm else ""
-        state = f"[{COLORS[cell.state]}]{cell.state}[/]"
-        table.add_row(escape(cell.arm), escape(cell.start), str(cell.seed), differs, state, place)
-        arm = cell.arm
-    return table
-
-
-def differing(cell: Cell) -> str:
-    return "\n".join(f"{key}: {setting(value)}" for key, value in cell.differs.items()) or "–"
 
 
 def score_table(results: Results) -> Table:
