@@ -5,8 +5,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
+from alignlab.experiment.noting import noting_files
+from alignlab.experiment.show import wide_console
+from alignlab.experiment.unchanged import Asked, Read, remember
 from alignlab.study.display import Bars, Lines
 from alignlab.study.launch import launch, preload
 from alignlab.study.plan import MANIFEST, Study, default_directory
@@ -39,12 +40,11 @@ def run_study(
     Raises:
         InputError: The study or one of its configs is wrong; nothing has started.
     """
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)  # a log has no edge
+    console = wide_console()
     if not dry_run and not _done(output or default_directory(path)):
         preload()  # imports while the cells are validated
-    study = Study.load(path, directory=output, overrides=overrides)
+    with noting_files() as files:
+        study = Study.load(path, directory=output, overrides=overrides)
     if dry_run:
         from alignlab.study.dryrun import show
 
@@ -59,8 +59,24 @@ def run_study(
         stopped = f"\nStopped with {done} of {len(study.cells)} cells finished. To go on from there: {command}"
         console.print(stopped, soft_wrap=True, markup=False, highlight=False)
         return 130
+    console.record = True
     report(study.directory, console=console)
+    if not failed:
+        asked = Asked(Path(path), study.directory, overrides)
+        remember(asked, _read(study, files), text=console.export_text(styles=True), width=console.width)
     return 1 if failed else 0
+
+
+def _read(study: Study, files: set[Path]) -> Read:
+    """What decided a plan, besides the experiment files that were read."""
+    from alignlab.experiment.config import own_files
+
+    cells = {cell.directory: cell for cell in study.cells}
+    return Read(
+        files=files.union(*(own_files(cell.config) for cell in cells.values())),
+        folders={folder for cell in cells.values() for folder in cell.config["python_path"]},
+        digests={place: cell.digest for place, cell in cells.items()},
+    )
 
 
 def _done(directory: Path) -> bool:
