@@ -2,8 +2,9 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -68,8 +69,23 @@ def plan_table(study: Study, found: Forecast) -> Table:
 
 
 def differing(cell: Cell) -> str:
-    """What sets a cell apart, in one line."""
-    return "; ".join(f"{key}: {setting(value)}" for key, value in cell.differs.items()) or "–"
+    """What sets a cell apart, in one line; a stage is told by what it does, and how many settings it has more."""
+    words, stages = [], {}
+    for key, value in cell.differs.items():
+        top, _, rest = key.partition(".")
+        name, _, below = rest.partition(".")
+        if top != "stages" or (name and not below):
+            words.append(f"{key}: {setting(value)}")
+        elif name:
+            stages.setdefault(name, {})[below] = value
+    return "; ".join([*words, *(_stage(name, settings) for name, settings in stages.items())]) or "–"
+
+
+def _stage(name: str, settings: Mapping[str, Any]) -> str:
+    builds = any(key.startswith("pairs") for key in settings)
+    what = [setting(settings["objective"])] if "objective" in settings else ["pairs"] if builds else []
+    more = len(settings) - ("objective" in settings)
+    return f"stage {name} ({', '.join([*what, *([f'{more} settings'] if more else [])])})"
 
 
 def _states(cells: Sequence[Cell]) -> str:
@@ -98,7 +114,11 @@ def in_words(study: Study, found: Forecast, jobs: int) -> Iterator[str]:
             "may write longer answers than trained ones; other work on the machine comes on top"
         )
     if found.got is not None and found.got < BUSY:
-        yield f"the machine has other work: trials had {found.got:.0%} of their cores, so alone all would take less"
+        alone = duration(found.got * (found.whole.seconds or 0.0))
+        yield (
+            f"the machine has other work: trials had {found.got:.0%} of their cores' time; alone, all computation "
+            f"would take about {alone}"
+        )
     missing = [arm for arm, cost in found.arms.items() if not cost.whole]
     if missing:
         yield f"not all is known of {', '.join(missing)}: what an earlier stage has yet to make, or what a command does"

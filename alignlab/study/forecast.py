@@ -79,7 +79,9 @@ def forecast(study: Study, *, jobs: int, on_part: OnPart = lambda done, total, l
     quiet_libraries()
     cells = list({cell.directory: cell for cell in study.cells}.values())
     of_cell = {cell.directory: list(_parts(study, cell)) for cell in cells}
-    unique = {part.directory: part for parts in of_cell.values() for part in parts}
+    unique: dict[Path, Part] = {}
+    for part in (part for parts in of_cell.values() for part in parts):
+        unique.setdefault(part.directory, part)
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, cpus() // jobs))
     started, used = time.perf_counter(), time.process_time()

@@ -187,7 +187,9 @@ def _validations(experiment: Experiment, told: Estimate) -> float:
 def _size(part: Mapping[str, Any], told: Estimate) -> float:
     """Bytes that training leaves: the backbone, the last checkpoints with the optimizer's averages, records."""
     weights, memory = sum(told.memory.weights.values()), told.memory
-    if part["save_dtype"] is not None and told.parameters is not None:
+    if told.parameters is not None and any(name.startswith("adapters") for name in told.parameters["parts"]):
+        weights = memory.gradients  # what does not train stays where it came from
+    elif part["save_dtype"] is not None and told.parameters is not None:
         weights = told.parameters["total"] * (4 if part["save_dtype"] == "float32" else 2)
     every = part["checkpoint_every"]
     kept = 1 if every is None else min(math.ceil(told.course.steps / every), 2)

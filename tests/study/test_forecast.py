@@ -7,6 +7,7 @@ import pytest
 
 from alignlab.experiment.run import run
 from alignlab.study import Study
+from alignlab.study.dryrun import differing
 from alignlab.study.forecast import Forecast, added, forecast
 from alignlab.study.probes import Cost, folder_size
 
@@ -109,3 +110,12 @@ def test_what_is_not_known_of_one_makes_a_sum_no_more_than_a_bound():
     known = Cost(steps=3, seconds=2.0, source="finished", whole=True)
     assert added([known, known]) == Cost(steps=6, seconds=4.0, source="finished", whole=True)
     assert added([known, Cost()]) == Cost(steps=3, seconds=2.0, source="finished", whole=False)
+
+
+def test_stages_are_told_in_a_few_words(study):
+    _, one, other = study.cells
+    assert differing(study.cells[0]) == "–"
+    words = differing(one).split("; ")
+    assert "objective.beta: 0.1" in words and "data: Preferences" in words
+    assert sum(word.startswith("stage ") for word in words) == 2
+    assert any(word.startswith("stage pairs (pairs, ") for word in words) and "stages" not in differing(other)
