@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
@@ -26,8 +27,12 @@ BUSY = 0.7
 
 
 def show(study: Study, *, jobs: int | None, console: Console) -> None:
-    """Print the cells of a study and what they will take; nothing is written."""
-    jobs = jobs or cpus()
+    """Print the cells of a study and what they will take; nothing is written.
+
+    Args:
+        jobs: Cells at once; default as many as would be launched.
+    """
+    jobs = min(jobs or torch.cuda.device_count() or cpus(), len({cell.directory for cell in study.cells}))
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("trying")
 

@@ -113,7 +113,10 @@ class Probes:
 
 
 def _there(part: Mapping[str, Any], evaluators: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What of a part can be made before its earlier stages are done: its evaluators, on data of their own."""
+    """What of a part can be made before its earlier stages are done: its evaluators, which have data of their own.
+
+    The part's data, where a stage has yet to make them, are the lab's, which nobody reads.
+    """
     data = {"class_path": "Scenes", "init_args": {}} if any(named_stages(part["data"])) else part["data"]
     return {"evaluators": list(evaluators), "data": data}
 
