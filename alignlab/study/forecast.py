@@ -106,14 +106,19 @@ def forecast(study: Study, *, jobs: int, on_part: OnPart = lambda done, total, l
 
 
 def _parts(study: Study, cell: Cell) -> Iterator[Part]:
-    stages = cell.config["stages"]
+    stages, before = cell.config["stages"], {}
     for name, folder in stage_folders(stages, study.directory / "stages", True).items():
-        yield Part(cell, name, folder, _alike(stages[name], stages))
+        yield Part(cell, name, folder, _alike(stages[name], before))
+        before[name] = stages[name]
     yield Part(cell, None, cell.directory, _alike(cell.config, stages))
 
 
 def _alike(part: Mapping[str, Any], stages: Mapping[str, Any]) -> str:
-    """A hash of what decides how long a part takes: all but seeds, names and the values of weights."""
+    """A hash of what decides how long a part takes: all but seeds, names and the values of weights.
+
+    Args:
+        stages: Those before it.
+    """
     content = [_deciding(part), *(_deciding(stage) for stage in stages.values())]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 

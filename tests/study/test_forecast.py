@@ -26,7 +26,7 @@ arms:
     stages:
       model: &model
         objective: MLE
-        data: {{class_path: Scenes, init_args: {{num_train: 32, num_val: 8, batch_size: 4}}}}
+        data: {{class_path: Scenes, init_args: {{num_train: 32, num_val: 8, num_test: 16, batch_size: 4}}}}
         trainer: {{max_steps: 3}}
         evaluators: []
       pairs:
