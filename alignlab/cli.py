@@ -376,6 +376,13 @@ def _objectives(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _study_run(arguments: argparse.Namespace, rest: list[str]) -> int:
+    if not arguments.dry_run:
+        from alignlab.experiment.show import wide_console
+        from alignlab.experiment.unchanged import Asked, said_again
+
+        directory = arguments.output or Path("runs") / arguments.study.stem
+        if said_again(Asked(arguments.study, directory, overrides_from(rest)), wide_console()):
+            return 0
     from alignlab.study import run_study
 
     return run_study(

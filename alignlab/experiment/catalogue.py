@@ -147,7 +147,12 @@ def own_sources(config: Mapping[str, Any]) -> dict[str, str]:
 
     Read from the files, whether or not they have been imported yet: every process must find the same.
     """
-    hashed = {}
+    return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in own_modules(config).items()}
+
+
+def own_modules(config: Mapping[str, Any]) -> dict[str, Path]:
+    """The file of each module in ``python_path`` that a resolved config names a class of."""
+    files: dict[str, Path] = {}
     for text in _texts(config):
         parts = text.split(".")[:-1]
         if parts and all(part.isidentifier() for part in parts):
@@ -155,9 +160,9 @@ def own_sources(config: Mapping[str, Any]) -> dict[str, str]:
                 module = Path(folder).joinpath(*parts)
                 found = [file for file in (module.with_suffix(".py"), module / "__init__.py") if file.is_file()]
                 if found:
-                    hashed[".".join(parts)] = hashlib.sha256(found[0].read_bytes()).hexdigest()
+                    files[".".join(parts)] = found[0]
                     break
-    return hashed
+    return files
 
 
 def _texts(node: Any) -> Iterator[str]:

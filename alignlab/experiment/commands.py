@@ -95,8 +95,16 @@ def folders_of_files(config: Mapping[str, Any], folders: Sequence[str]) -> list[
 
 def file_sources(config: Mapping[str, Any]) -> dict[str, list[str]]:
     """Hashes of the contents of the files that the commands of a resolved config name."""
+    found = command_files(config)
     return {
-        command: [hashlib.sha256(file.read_bytes()).hexdigest() for file in found.values()]
+        command: [hashlib.sha256(file.read_bytes()).hexdigest() for file in files] for command, files in found.items()
+    }
+
+
+def command_files(config: Mapping[str, Any]) -> dict[str, list[Path]]:
+    """The files that each command of a resolved config names, without those that name none."""
+    return {
+        command: list(found.values())
         for command in _commands(config)
         if (found := files_of(shlex.split(command), config["python_path"]))
     }

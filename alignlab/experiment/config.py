@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ArgumentParser, Namespace
 
 from alignlab.errors import InputError
-from alignlab.experiment.catalogue import kinds, own_sources, search
-from alignlab.experiment.commands import data_path, file_sources
+from alignlab.experiment.catalogue import kinds, own_modules, own_sources, search
+from alignlab.experiment.commands import command_files, data_path, file_sources
 from alignlab.experiment.consistency import required_fields
 from alignlab.experiment.listing import describe_objectives
 from alignlab.experiment.reading import dump, merge, place_of, places, read
@@ -39,6 +39,7 @@ __all__ = [
     "instantiate",
     "merge",
     "moved",
+    "own_files",
     "read",
     "resolve",
     "resolve_file",
@@ -122,6 +123,11 @@ def digest(config: Mapping[str, Any]) -> str:
     content = _content(config) | own_sources(config) | file_sources(config)
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def own_files(config: Mapping[str, Any]) -> set[Path]:
+    """The files whose contents are in a config's digest."""
+    return {*own_modules(config).values(), *(file for files in command_files(config).values() for file in files)}
 
 
 def instantiate(config: Mapping[str, Any]) -> Experiment:

@@ -39,10 +39,7 @@ def dry_run(config: Mapping[str, Any]) -> dict[str, Estimate]:
     quiet_libraries()
     console = Console()
     console = console if console.is_terminal else Console(width=WIDTH)
-    stages, bits = config["stages"], {}
-    for name, part in (*stages.items(), ("main", config)):
-        before = part["backbone"]["path"].removeprefix(STAGE)
-        bits[name] = _in_4_bits(part) or bits.get(before, ())  # a later stage goes on with such weights
+    stages, bits = config["stages"], in_4_bits(config)
     plain = _without_4_bits(config)
     preflight({**plain, "stages": {name: _without_4_bits(stage) for name, stage in stages.items()}})
     found = {}
@@ -52,7 +49,7 @@ def dry_run(config: Mapping[str, Any]) -> dict[str, Estimate]:
             what = "builds pairs" if part["command"] is None else "lets a command train"
             console.print(f"It {what}, of which nothing is told beforehand.")
             continue
-        experiment, examples, notes = _prepared(part, stages)
+        experiment, examples, notes = prepared(part, stages)
         try:
             found[name] = told = estimate(experiment, examples, in_4_bits=bits[name])
         except NoTokenizer:
@@ -62,6 +59,15 @@ def dry_run(config: Mapping[str, Any]) -> dict[str, Estimate]:
             continue
         _show(console, replace(told, notes=(*told.notes, *notes)))
     return found
+
+
+def in_4_bits(config: Mapping[str, Any]) -> dict[str, tuple[Part, ...]]:
+    """The parts that QLoRA will keep in 4 bits, by stage, the last by the name ``main``."""
+    bits: dict[str, tuple[Part, ...]] = {}
+    for name, part in (*config["stages"].items(), ("main", config)):
+        before = part["backbone"]["path"].removeprefix(STAGE)
+        bits[name] = _in_4_bits(part) or bits.get(before, ())  # a later stage goes on with such weights
+    return bits
 
 
 def _in_4_bits(part: Mapping[str, Any]) -> tuple[Part, ...]:
@@ -74,10 +80,10 @@ def _without_4_bits(part: Mapping[str, Any]) -> dict[str, Any]:
     return {**part, "adapter": {**part["adapter"], "class_path": "LoRA"}} if _in_4_bits(part) else dict(part)
 
 
-def _prepared(
+def prepared(
     part: Mapping[str, Any], stages: Mapping[str, Any]
 ) -> tuple[Experiment, Sequence[Example], tuple[str, ...]]:
-    """A stage's objects, its training examples, and what stands in for what is not there yet."""
+    """A stage's objects without evaluators, its training examples, and what stands in for what is not there yet."""
     whole = {**_without_4_bits(part), "stages": {}, "evaluators": [], "backbone": outlined(part["backbone"], stages)}
     makers, notes = makers_of(part, stages), ()
     if part["backbone"]["path"] != whole["backbone"]["path"] or part["backbone"]["take"]:

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from alignlab.errors import InputError
+from alignlab.experiment.noting import note
 
 CLASS_KEYS = ("class_path", "init_args")
 
@@ -173,6 +174,7 @@ def load(path: Path, asked_by: Path | None = None) -> dict[str, Any]:
         raise InputError(f"{path}, line {mark.line + 1}, column {mark.column + 1}: {error.problem}{hint}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a YAML text file: {str(error).splitlines()[0]}") from None
+    note(path)
     if content is not None and not isinstance(content, dict):
         raise InputError(f"{path}: expected `key: value` lines, got {content!r:.60}")
     return content or {}

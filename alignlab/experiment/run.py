@@ -47,7 +47,7 @@ def run(
         return json.loads((output / "metrics.json").read_text())
     preflight(config)
     notify = on_progress or (lambda progress: None)
-    folders = _stage_folders(config["stages"], output / "stages" if shared is None else shared, shared is not None)
+    folders = stage_folders(config["stages"], output / "stages" if shared is None else shared, shared is not None)
     with record.locked(output):
         claim(config, output)
         if folders:
@@ -90,7 +90,7 @@ def _place(folders: Mapping[str, Path], what: str, name: str) -> Path:
     return folders[name] / what
 
 
-def _stage_folders(stages: Mapping[str, Any], parent: Path, by_content: bool) -> dict[str, Path]:
+def stage_folders(stages: Mapping[str, Any], parent: Path, by_content: bool) -> dict[str, Path]:
     """Where each stage is kept: under its name, or by its content, which is also that of the stages it builds on."""
     folders: dict[str, Path] = {}
     for name, stage in stages.items():

@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from alignlab.experiment.training import Progress as RunProgress
 
 
+def wide_console() -> Console:
+    """The terminal; what is no terminal has no edge."""
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
+
+
 @contextmanager
 def progress_bar() -> Iterator[Callable[["RunProgress"], None]]:
     """What trains, and a bar with steps, remaining time and the latest loss; plain lines where there is no terminal."""

@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
-
+from alignlab.experiment.noting import noting_files
+from alignlab.experiment.show import wide_console
+from alignlab.experiment.unchanged import Asked, Read, remember
 from alignlab.study.display import Bars, Lines
 from alignlab.study.launch import launch, preload
 from alignlab.study.plan import MANIFEST, Cell, Study, default_directory
 from alignlab.study.report import report
 from alignlab.study.results import Results
-from alignlab.study.tables import plan_table
 
 __all__ = ["Study", "launch", "report", "run_study"]
 
@@ -41,18 +41,19 @@ def run_study(
     Raises:
         InputError: The study or one of its configs is wrong; nothing has started.
     """
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)  # a log has no edge
+    console = wide_console()
     if not dry_run and not _done(output or default_directory(path)):
         preload()  # imports while the cells are validated
 
     def load() -> Study:
         return Study.load(path, directory=output, overrides=overrides)
 
-    study = load()
+    with noting_files() as files:
+        study = load()
     if dry_run:
-        console.print(plan_table(study))
+        from alignlab.study.dryrun import show
+
+        show(study, jobs=jobs, console=console)
         return 0
     display = Bars(console) if console.is_terminal else Lines(console)
     command = shlex.join(["alignlab", *sys.argv[1:]])
@@ -63,7 +64,11 @@ def run_study(
         stopped = f"\nStopped with {done} of {len(study.unique)} cells finished. To go on from there: {command}"
         console.print(stopped, soft_wrap=True, markup=False, highlight=False)
         return 130
+    console.record = True
     report(study.directory, console=console)
+    if not failed:
+        asked = Asked(Path(path), study.directory, overrides)
+        remember(asked, _read(study, files), text=console.export_text(styles=True), width=console.width)
     return 1 if failed else 0
 
 
@@ -90,6 +95,16 @@ def compute(
             break
         failed = list(launch(study))
     return failed
+def _read(study: Study, files: set[Path]) -> Read:
+    """What decided a plan, besides the experiment files that were read."""
+    from alignlab.experiment.config import own_files
+
+    cells = {cell.directory: cell for cell in study.cells}
+    return Read(
+        files=files.union(*(own_files(cell.config) for cell in cells.values())),
+        folders={folder for cell in cells.values() for folder in cell.config["python_path"]},
+        digests={place: cell.digest for place, cell in cells.items()},
+    )
 
 
 def _done(directory: Path) -> bool:

@@ -1,4 +1,4 @@
-"""tables: the plan and the results of a study in the terminal."""
+"""tables: the results of a study in the terminal."""
 
 from pathlib import Path
 
@@ -13,42 +13,11 @@ from alignlab.study.calibration import gain
 from alignlab.study.comparison import compare, paired
 from alignlab.study.display import duration
 from alignlab.study.entries import Entry
-from alignlab.study.plan import Cell, Study
 from alignlab.study.results import CellResult, Results
 from alignlab.study.sheets import Sheet
-from alignlab.study.wording import bounds, number, score, setting, signed
+from alignlab.study.wording import bounds, number, score, signed
 
 STYLES = {"": "", "right": "green", "wrong": "red"}
-COLORS = {"new": "default", "interrupted": "yellow", "failed": "red", "finished": "green"}
-
-
-def plan_table(study: Study) -> Table:
-    """The cells, what makes their arms differ from the baseline, and how far they are."""
-    cells = study.directory / "cells"
-    trials = f" and {len(study.trials)} of tuning" if study.trials else ""
-    title = f"{study.name}: {len(study.cells)} cells{trials} in {cells}"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("arm", no_wrap=True)
-    table.add_column("start")
-    table.add_column("seed", justify="right")
-    table.add_column(f"differs from {escape(study.baseline)}", overflow="fold")
-    table.add_column("state")
-    table.add_column("directory", overflow="fold")
-    arm = None
-    for cell in (*study.cells, *study.trials):
-        if arm not in (None, cell.arm):
-            table.add_section()
-        place = escape(str(cell.directory.relative_to(cells)))
-        against = f"(from {study.against[cell.arm]})\n" if cell.arm in study.against else ""
-        differs = escape(against + differing(cell)) if cell.arm != arm else ""
-        state = f"[{COLORS[cell.state]}]{cell.state}[/]"
-        table.add_row(escape(cell.arm), escape(cell.start), str(cell.seed), differs, state, place)
-        arm = cell.arm
-    return table
-
-
-def differing(cell: Cell) -> str:
-    return "\n".join(f"{key}: {setting(value)}" for key, value in cell.differs.items()) or "–"
 
 
 def score_table(results: Results) -> Table:

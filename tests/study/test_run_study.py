@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from alignlab.errors import InputError
-from alignlab.study import run_study
+from alignlab.study import Study, run_study
 
 STUDY = """
 base: base.yaml
@@ -22,29 +22,6 @@ def study(tmp_path, monkeypatch) -> Path:
     return tmp_path / "mine.yaml"
 
 
-def test_a_dry_run_prints_the_cells_and_writes_nothing(study, capsys):
-    assert run_study(study, dry_run=True) == 0
-    printed = capsys.readouterr().out
-    assert "mine: 4 cells in runs/mine" in printed
-    assert "optimization.lr: 0.0005" in printed and "objective: InfoNCE" in printed
-    assert printed.count(" new ") == 4
-    assert not (study.parent / "runs").exists()
-
-
-def test_a_dry_run_says_how_far_the_cells_are(study, capsys):
-    run_study(study, dry_run=True)
-    place = next(word for word in capsys.readouterr().out.split() if word.startswith("InfoNCE/"))
-    cell = study.parent / "runs/mine/cells" / place
-    cell.mkdir(parents=True)
-    (study.parent / "runs/mine/study.json").write_text('{"name": "mine"}')
-    (cell / "config.yaml").write_text(f"# alignlab run, digest {place.rpartition('-')[2]}\n")
-    run_study(study, dry_run=True)
-    assert " interrupted " in capsys.readouterr().out
-    (cell / "failure.json").write_text('{"message": "no"}')
-    run_study(study, dry_run=True)
-    assert " failed " in capsys.readouterr().out
-
-
 SHORT = """
 base: base.yaml
 overrides:
@@ -55,6 +32,35 @@ overrides:
   wandb: {{mode: disabled}}
 arms: {{MLE: {{objective: MLE}}, InfoNCE: {{objective: InfoNCE}}}}
 """
+
+
+def test_a_dry_run_prints_the_arms_and_what_they_take_and_writes_nothing(study, tiny_path, capsys):
+    study.write_text(SHORT.format(path=tiny_path) + "seeds: [0, 1]\n")
+    assert run_study(study, dry_run=True, jobs=2) == 0
+    printed = capsys.readouterr().out
+    assert "mine: 4 cells in runs/mine" in printed
+    rows = [line.split() for line in printed.splitlines() if line.startswith(("  MLE", "  InfoNCE"))]
+    assert [row[:-8] for row in rows] == [["MLE", "–", "2", "new"], ["InfoNCE", "objective:", "InfoNCE", "2", "new"]]
+    assert all(row[-8:-6] == ["1", "8"] and row[-1] == "tried" for row in rows)  # one step, eight samples
+    assert "all 4 cells: " in printed and "to do: 4 cells, " in printed and " with 2 at once" in printed
+    assert printed.index("trying 1 of 2: MLE") < printed.index("trying 2 of 2: InfoNCE")
+    assert not (study.parent / "runs").exists()
+
+
+def test_a_dry_run_names_the_cells_that_are_stopped_or_failed(study, tiny_path, capsys):
+    study.write_text(SHORT.format(path=tiny_path).replace(", InfoNCE: {objective: InfoNCE}", "") + "seeds: [0, 1]\n")
+    cell = Study.load(study).cells[1]
+    cell.directory.mkdir(parents=True)
+    (study.parent / "runs/mine/study.json").write_text('{"name": "mine"}')
+    (cell.directory / "config.yaml").write_text(f"# alignlab run, digest {cell.digest}\n")
+    run_study(study, dry_run=True)
+    printed = capsys.readouterr().out
+    assert "1 new, 1 interrupted" in printed
+    named = next(line for line in printed.splitlines() if "seed 1: MLE/" in line)
+    assert cell.digest in named and named.split()[-1] == "interrupted"
+    (cell.directory / "failure.json").write_text('{"message": "no"}')
+    run_study(study, dry_run=True)
+    assert "1 new, 1 failed" in capsys.readouterr().out
 
 
 def test_a_finished_study_is_reported_again_and_nothing_is_computed(study, tiny_path, capsys):
