@@ -10,12 +10,17 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from alignlab.study.plan import Cell
 from alignlab.study.state import FAILURE, read_json
 
+LEFT = "cells that other processes are running, and that are left to them: {}"
+
 
 class Display:
     """Shows nothing: what the others refine.
 
     Cells are told apart by their directories.
     """
+
+    def left(self, count: int) -> None:
+        """So many cells are being run by processes of others."""
 
     @contextmanager
     def showing(self, *, total: int, done: int) -> Iterator[None]:
@@ -38,6 +43,10 @@ class Lines(Display):
     def __init__(self, console: Console) -> None:
         self.console = console
         self.total = self.done = 0
+
+    def left(self, count: int) -> None:
+        if count:
+            self.console.print(LEFT.format(count), soft_wrap=True, highlight=False)
 
     @contextmanager
     def showing(self, *, total: int, done: int) -> Iterator[None]:
@@ -71,6 +80,10 @@ class Bars(Display):
         self.tasks: dict[str, TaskID] = {}
         self.shares: dict[str, float] = {}
         self.total = self.done = 0
+
+    def left(self, count: int) -> None:
+        if count:
+            self.console.print(LEFT.format(count), soft_wrap=True, highlight=False)
 
     @contextmanager
     def showing(self, *, total: int, done: int) -> Iterator[None]:

@@ -13,9 +13,7 @@ from alignlab.study.claims import Claim, register
 from alignlab.study.differences import differences, leaves
 from alignlab.study.file import Start, StudyFile, read, slug
 from alignlab.study.layers import arm_configs, is_judged, own_start, placing
-from alignlab.study.state import State, read_json, state, write_json
-
-MANIFEST = "study.json"
+from alignlab.study.state import MANIFEST, State, read_json, state, write_json
 
 
 @dataclass(frozen=True)

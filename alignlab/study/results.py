@@ -9,8 +9,7 @@ from typing import Any
 from alignlab.errors import InputError
 from alignlab.study.claims import Registered, registered
 from alignlab.study.naming import Blind, audited, is_chance
-from alignlab.study.plan import MANIFEST
-from alignlab.study.state import FAILURE, METRICS, State, read_json, read_lines, state
+from alignlab.study.state import FAILURE, MANIFEST, METRICS, State, read_json, read_lines, state
 from alignlab.study.statistics import Pair
 
 

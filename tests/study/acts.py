@@ -11,7 +11,7 @@ from typing import Any
 
 from alignlab.experiment.config import digest
 from alignlab.study.plan import Cell, Study
-from alignlab.study.worker import Notify
+from alignlab.study.progress import Notify
 
 
 def act(config: dict[str, Any], directory: Path, notify: Notify) -> None:
@@ -51,4 +51,6 @@ def study_of(directory: Path, *whats: str) -> Study:
         cells.append(Cell(f"arm{index}", "start", index, config, directory / "cells" / hash, hash, {}))
     arms = tuple(cell.arm for cell in cells)
     seeds = tuple(range(len(cells)))
-    return Study("acts", "", directory, arms, ("start",), seeds, {}, arms[0], None, None, (), (), tuple(cells), ())
+    parts = dict(against={}, baseline=arms[0], oracle=None, placebo=None, metrics=(), tradeoff=(), claims=(), notes=())
+    plan = dict(description="", arms=arms, starts=("start",), seeds=seeds, cells=tuple(cells))
+    return Study(name="acts", directory=directory, **plan, **parts)

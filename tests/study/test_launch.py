@@ -16,7 +16,8 @@ from rich.console import Console
 
 from alignlab.errors import InputError
 from alignlab.study.display import Bars, Lines
-from alignlab.study.launch import cpus, launch, preload
+from alignlab.study.launchers.devices import cpus
+from alignlab.study.launchers.local import launch, preload
 
 
 @pytest.fixture(scope="module", autouse=True)
