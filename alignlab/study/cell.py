@@ -35,7 +35,9 @@ def run_cell(directory: Path, *, threads: int | None = None) -> int:
         KeyboardInterrupt: After a signal; there is a checkpoint of the last step.
     """
     directory = directory.absolute()
-    digest = _digest(directory)
+    if state(directory, _digest(directory)) == "finished":
+        print(f"{directory} is finished already; nothing was computed")
+        return 0
     import torch
     from lightning.pytorch.utilities import rank_zero_only
 
@@ -46,9 +48,6 @@ def run_cell(directory: Path, *, threads: int | None = None) -> int:
     config = read(directory / "config.yaml")
     if rank_zero_only.rank:  # a process that the first one, or a scheduler, has started beside it
         train(config, directory, _silent)
-        return 0
-    if state(directory, digest) == "finished":
-        print(f"{directory} is finished already; nothing was computed")
         return 0
     if (there := position(directory)) is not None:
         raise InputError(f"{directory} is being run by process {there.pid} on {there.host}; wait for it or stop it")

@@ -29,7 +29,7 @@ def act(config: dict[str, Any], directory: Path, notify: Notify) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if what == "leave":
         return
-    if what == "sleep":
+    if what == "sleep" or what == "sleep once" and (directory / "attempts").read_text() == "I":
         helper = subprocess.Popen(["sleep", "1000"])
         (directory / "pids").write_text(f"{os.getpid()} {helper.pid}")
         time.sleep(1000)

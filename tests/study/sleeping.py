@@ -16,6 +16,6 @@ with open(directory / "times main ran", "a") as file:
     file.write("I")
 preload(("torch", "alignlab.experiment.config"))
 try:
-    launch(study_of(directory / "study", "sleep", "sleep", "sleep"), jobs=2, work=act)
+    launch(study_of(directory / "study", "finish", "sleep once", "sleep once", "finish"), jobs=2, work=act)
 except KeyboardInterrupt:
     sys.exit(130)

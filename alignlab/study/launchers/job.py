@@ -1,4 +1,4 @@
-"""job: what a job of SLURM does with a cell: the cell's own command, stopped with a checkpoint when the job has to go."""
+"""job: what a job of SLURM does: a cell's own command, stopped with a checkpoint when the job has to go."""
 
 import os
 import signal

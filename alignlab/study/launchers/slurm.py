@@ -179,7 +179,7 @@ class Slurm:
         try:
             with executor.batch():
                 submitted = [executor.submit(job(cell)) for cell in cells]
-        except submitit.core.utils.FailedJobError as error:
+        except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
             raise InputError(f"--launcher slurm: sbatch refused the jobs: {' '.join(str(error).split())}") from error
         ids = {
             cell.directory.relative_to(study.directory).as_posix(): {
