@@ -152,7 +152,7 @@ class Slurm:
             )
         processes = max(asked.processes, 1)
         executor = submitit.AutoExecutor(
-            study.directory.absolute() / "slurm", cluster=settings.cluster, max_num_timeout=REQUEUES
+            study.directory.absolute() / "slurm", cluster=settings.cluster, slurm_max_num_timeout=REQUEUES
         )
         executor.update_parameters(
             name=study.name,
