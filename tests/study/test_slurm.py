@@ -193,6 +193,7 @@ def test_a_study_runs_on_a_real_slurm_and_goes_on_after_preemption(slurm, tmp_pa
 
 def _release(job: str) -> bool:
     subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], capture_output=True)
+    time.sleep(2)
     return True
 
 
