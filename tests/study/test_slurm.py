@@ -156,6 +156,12 @@ def slurm(tmp_path, monkeypatch):
             pytest.skip(f"SLURM did not come up: {nodes.stdout} {nodes.stderr} {logs}")
         yield folder
     finally:
+        subprocess.run(["scancel", "--me"], capture_output=True)  # else their processes would wait for the daemons
+        for _ in range(40):
+            left = subprocess.run(["squeue", "--me", "--noheader"], capture_output=True, text=True)
+            if not left.stdout.strip():
+                break
+            time.sleep(1)
         for daemon in reversed(daemons):
             daemon.terminate()
             daemon.wait(30)
