@@ -22,6 +22,13 @@ min_tokens, keep_cut, seed), and settings of the config as any other:
     --pairs.corruption.step 800 --pairs.num_examples 2000 --pairs.max_new_tokens 64 --data.num_objects "[2, 4]"
 """
 
+STUDY_EPILOG = """\
+Settings of the study file, or of every cell, are given as options --key value. With --launcher slurm, so is what a job
+asks for: --slurm.partition, --slurm.time (minutes), --slurm.gpus_per_node, --slurm.cpus, --slurm.memory (GiB), and any
+other option of sbatch as --slurm.OPTION; --jobs is how many jobs may run at a time:
+  alignlab study run study.yaml --launcher slurm --jobs 8 --slurm.partition gpu --slurm.time 240 --slurm.gpus_per_node 1
+"""
+
 BACKBONE = "a run directory, a backbone's directory or name"
 
 
@@ -116,7 +123,9 @@ def _make_parser() -> tuple[argparse.ArgumentParser, Any]:
     certify.add_argument("--json", action="store_true", help="print JSON instead of tables")
     _command(commands, "objectives", _objectives, "list the objectives, what they require and their settings")
     study = commands.add_parser(
-        "study", help="compare objectives: run a study, or write its report again", allow_abbrev=False
+        "study",
+        help="compare objectives: run a study, see how far it is, write its report again",
+        allow_abbrev=False,
     )
     study_commands = study.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
     start = _command(study_commands, "run", _study_run, "run every cell of a study that is not finished, then report")
@@ -124,6 +133,18 @@ def _make_parser() -> tuple[argparse.ArgumentParser, Any]:
     start.add_argument("--output", type=Path, metavar="DIR", help="study directory (default: runs/NAME)")
     start.add_argument("--jobs", type=int, metavar="N", help="cells at a time")
     start.add_argument("--dry-run", action="store_true", help="validate and print the cells, run nothing")
+    start.add_argument(
+        "--launcher",
+        choices=("local", "slurm", "print"),
+        default="local",
+        help="where cells run: on this machine (default), as jobs of SLURM, or by the shell commands that are printed",
+    )
+    start.epilog = STUDY_EPILOG
+    status = _command(study_commands, "status", _study_status, "show how far a study is, wherever its cells run")
+    status.add_argument("study", type=Path, metavar="STUDY", help="the study's directory, or its YAML")
+    cell = _command(study_commands, "cell", _study_cell, "run one planned cell in this process, for a scheduler")
+    cell.add_argument("cell", type=Path, metavar="CELL_DIR", help="as --launcher print names it")
+    cell.add_argument("--threads", type=int, metavar="N", help="that torch may use")
     report = _command(study_commands, "report", _study_report, "write the report of a study directory again")
     report.add_argument("study", type=Path, metavar="STUDY_DIR")
     _add_claims(study_commands)
@@ -197,7 +218,7 @@ def overrides_from(rest: Sequence[str]) -> list[str]:
         if not given:
             value = next(items, None)
             if value is None or (value.startswith("--") and len(value) > 2):
-                options = ("dry-run", "print_config", "config", "output", "jobs")
+                options = ("dry-run", "print_config", "config", "output", "jobs", "launcher")
                 near = difflib.get_close_matches(key, options, n=1, cutoff=0.5)
                 raise InputError(f"--{key} needs a value" + (f"; did you mean --{near[0]}?" if near else ""))
         overrides.append(f"{key}={value}")
@@ -205,10 +226,10 @@ def overrides_from(rest: Sequence[str]) -> list[str]:
     return sorted(overrides, key=lambda override: override.partition("=")[0].count("."))
 
 
-def pair_overrides(rest: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What ``alignlab pairs`` is told of the pairs, and of the config."""
+def split_overrides(rest: Sequence[str], section: str) -> tuple[list[str], list[str]]:
+    """What is said of a section that belongs to the command, and what of the config."""
     overrides = overrides_from(rest)
-    own = [override for override in overrides if override.startswith("pairs.")]
+    own = [override for override in overrides if override.startswith(f"{section}.")]
     return own, [override for override in overrides if override not in own]
 
 
@@ -336,7 +357,7 @@ def _pairs(arguments: argparse.Namespace, rest: list[str]) -> int:
     from alignlab.experiment.run import quiet_libraries
     from alignlab.experiment.show import counting_bar
 
-    own, others = pair_overrides(rest)
+    own, others = split_overrides(rest, "pairs")
     config = resolve_file(arguments.config, others)
     settings = overridden(own, [*config["python_path"], str(arguments.config.resolve().parent)])
     finished = (arguments.output / PROVENANCE).exists()
@@ -385,17 +406,45 @@ def _study_run(arguments: argparse.Namespace, rest: list[str]) -> int:
             return 0
     from alignlab.study import run_study
 
+    own, overrides = split_overrides(rest, "slurm")
     return run_study(
         arguments.study,
         output=arguments.output,
         jobs=arguments.jobs,
         dry_run=arguments.dry_run,
-        overrides=overrides_from(rest),
+        overrides=overrides,
+        launcher=_launcher(arguments.launcher, own),
     )
 
 
+def _launcher(name: str, settings: list[str]) -> Any:
+    if settings and name != "slurm":
+        raise InputError(f"--{settings[0].partition('=')[0]} goes with --launcher slurm")
+    if name == "local":
+        return None
+    if name == "print":
+        from alignlab.study.launchers.lines import Print
+
+        return Print()
+    from alignlab.study.launchers.slurm import Slurm, settings_from
+
+    return Slurm(settings_from(settings))
+
+
+def _study_status(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from alignlab.study.status import show_status
+
+    return show_status(arguments.study)
+
+
+def _study_cell(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from alignlab.study.cell import run_cell
+
+    return run_cell(arguments.cell, threads=arguments.threads)
+
+
 def _study_report(arguments: argparse.Namespace, rest: list[str]) -> int:
-    from alignlab.study import report
+    from alignlab.study.report import report
 
     report(arguments.study)
     return 0

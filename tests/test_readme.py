@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from alignlab.certificate.command import certify_named
-from alignlab.cli import _parse, overrides_from, pair_overrides
+from alignlab.cli import _parse, overrides_from, split_overrides
 from alignlab.experiment.config import describe_objectives, resolve_file
 from alignlab.experiment.pairs import overridden
 from alignlab.study import Study
+from alignlab.study.launchers.slurm import settings_from
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -38,11 +39,14 @@ def test_its_commands_are_valid(command, monkeypatch, tmp_path, tiny_path):
         names = [arguments.objective] if arguments.objective else [entry.name for entry in describe_objectives()]
         assert {name for name in names if f"`{name}`" in README} == set(names)
     elif "study run" in command:
-        assert Study.load(arguments.study, directory=tmp_path, overrides=overrides_from(rest)).cells
+        jobs, others = split_overrides(rest, "slurm")
+        assert Study.load(arguments.study, directory=tmp_path, overrides=others).cells and settings_from(jobs)
+    elif "study" in command:
+        assert not rest
     elif command.startswith("alignlab export"):
         assert (str(arguments.source), str(arguments.output)) == ("runs/plora", "exported")
     elif command.startswith("alignlab pairs"):
-        own, others = pair_overrides(rest)
+        own, others = split_overrides(rest, "pairs")
         assert overridden(own).corruption.step == 800 and resolve_file(arguments.config, others)["objective"]
     else:
         assert resolve_file(arguments.config, overrides_from(rest))["objective"]

@@ -15,6 +15,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from alignlab.data import AlignmentData
@@ -60,7 +61,7 @@ def fit(
             **settings,
             "strategy": _strategy(settings),
             "callbacks": [*(settings.get("callbacks") or []), *callbacks, record.Randomness(), checkpoints],
-            "plugins": [*(plugins if isinstance(plugins, list) else [plugins]), checkpoints.files],
+            "plugins": [*_scheduler(), *(plugins if isinstance(plugins, list) else [plugins]), checkpoints.files],
         },
         logger=[curve, *loggers],
         default_root_dir=folder,
@@ -104,6 +105,12 @@ def read_back(objective: Objective, folder: Path) -> Objective:
     saving.put_back(checkpoint, objective, objective.backbone, saving.fingerprint(objective.backbone))
     objective.load_state_dict(checkpoint["state_dict"])
     return objective
+
+
+def _scheduler() -> list[SLURMEnvironment]:
+    """Keep Lightning from saving its own checkpoint, and queueing the job again, where SLURM started the processes."""
+    by_slurm = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
+    return [SLURMEnvironment(auto_requeue=False)] if by_slurm else []
 
 
 def _strategy(settings: Mapping[str, Any]) -> Any:

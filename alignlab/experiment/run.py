@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import seed_everything
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
 from alignlab.backbones import Backbone, DualEncoder, open_backbone, packaged
 from alignlab.backbones.plain import lies_beside
@@ -39,12 +40,14 @@ def run(
         The content of ``metrics.json``.
 
     Raises:
-        InputError: The directory holds a run of another config.
+        InputError: The directory holds a run of another config, or there are stages and a launcher or scheduler
+            started the processes.
     """
     quiet_libraries()
     refuse_foreign(config, output)
     if (output / "metrics.json").exists():
         return json.loads((output / "metrics.json").read_text())
+    _refuse_outside(config)
     preflight(config)
     notify = on_progress or (lambda progress: None)
     folders = stage_folders(config["stages"], output / "stages" if shared is None else shared, shared is not None)
@@ -59,6 +62,15 @@ def run(
                     claim(stage, folders[name])
                     _run_one(stage, folders, folders[name], notify)
         return _run_one(config, folders, output, notify)
+
+
+def _refuse_outside(config: Mapping[str, Any]) -> None:
+    by_srun = SLURMEnvironment.detect() and int(os.environ["SLURM_NTASKS"]) > 1
+    if config["stages"] and (by_srun or TorchElasticEnvironment.detect()):
+        raise InputError(
+            "stages: torchrun or srun started the processes, once, and each stage needs new ones; start alignlab "
+            "itself, which starts those of one machine, or train each stage in an experiment of its own"
+        )
 
 
 def _run_one(config: dict[str, Any], folders: Mapping[str, Path], output: Path, notify: OnProgress) -> dict[str, Any]:

@@ -1,115 +1,19 @@
 """Studies: which objective helps, over arms x starts x seeds, from one YAML to one report."""
 
-import shlex
-import sys
-from collections.abc import Callable, Sequence
-from functools import partial
-from pathlib import Path
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from alignlab.experiment.noting import noting_files
-from alignlab.experiment.show import wide_console
-from alignlab.experiment.unchanged import Asked, Read, remember
-from alignlab.study.display import Bars, Lines
-from alignlab.study.launch import launch, preload
-from alignlab.study.plan import MANIFEST, Cell, Study, default_directory
-from alignlab.study.report import report
-from alignlab.study.results import Results
+if TYPE_CHECKING:
+    from alignlab.study.plan import Study as Study
+    from alignlab.study.running import run_study as run_study
 
-__all__ = ["Study", "launch", "report", "run_study"]
+__all__ = ["Study", "run_study"]
+
+_PLACES = {"Study": "plan", "run_study": "running"}
 
 
-def run_study(
-    path: Path,
-    *,
-    output: Path | None = None,
-    jobs: int | None = None,
-    dry_run: bool = False,
-    overrides: Sequence[str] = (),
-) -> int:
-    """Plan, run and report a study, as the command line does.
-
-    Args:
-        path: The study's YAML.
-        output: The study's directory; default ``runs/<name of the file>``.
-        jobs: Cells at once; see ``launch``.
-        dry_run: Print the plan alone.
-        overrides: ``key=value``, of the study file or of every cell.
-
-    Returns:
-        The exit code: 0, 1 where a cell failed, 130 after Ctrl-C.
-
-    Raises:
-        InputError: The study or one of its configs is wrong; nothing has started.
-    """
-    console = wide_console()
-    if not dry_run and not _done(output or default_directory(path)):
-        preload()  # imports while the cells are validated
-
-    def load() -> Study:
-        return Study.load(path, directory=output, overrides=overrides)
-
-    with noting_files() as files:
-        study = load()
-    if dry_run:
-        from alignlab.study.dryrun import show
-
-        show(study, jobs=jobs, console=console)
-        return 0
-    display = Bars(console) if console.is_terminal else Lines(console)
-    command = shlex.join(["alignlab", *sys.argv[1:]])
-    try:
-        failed = compute(study, load, partial(launch, jobs=jobs, command=command, display=display), command)
-    except KeyboardInterrupt:
-        done = sum(cell.state == "finished" for cell in study.unique)
-        stopped = f"\nStopped with {done} of {len(study.unique)} cells finished. To go on from there: {command}"
-        console.print(stopped, soft_wrap=True, markup=False, highlight=False)
-        return 130
-    console.record = True
-    report(study.directory, console=console)
-    if not failed:
-        asked = Asked(Path(path), study.directory, overrides)
-        remember(asked, _read(study, files), text=console.export_text(styles=True), width=console.width)
-    return 1 if failed else 0
-
-
-def compute(
-    study: Study, load: Callable[[], Study], launch: Callable[[Study], Sequence[Cell]], command: str
-) -> list[Cell]:
-    """Launch a study; where settings are tried, again with what was chosen, until nothing new is to be computed.
-
-    Args:
-        study: As ``load`` gave it.
-        load: Plans it anew, by what is finished then.
-        launch: Computes what is not finished.
-        command: What the user typed, for the report.
-
-    Returns:
-        The cells that failed.
-    """
-    failed = list(launch(study))
-    while study.tuning is not None:
-        before = {cell.directory for cell in study.unique}
-        study = load()
-        if before >= {cell.directory for cell in study.unique}:
-            study.save(command)
-            break
-        failed = list(launch(study))
-    return failed
-def _read(study: Study, files: set[Path]) -> Read:
-    """What decided a plan, besides the experiment files that were read."""
-    from alignlab.experiment.config import own_files
-
-    cells = {cell.directory: cell for cell in study.cells}
-    return Read(
-        files=files.union(*(own_files(cell.config) for cell in cells.values())),
-        folders={folder for cell in cells.values() for folder in cell.config["python_path"]},
-        digests={place: cell.digest for place, cell in cells.items()},
-    )
-
-
-def _done(directory: Path) -> bool:
-    """Whether all cells of the last plan are finished, so that there may be nothing to start."""
-    if not (directory / MANIFEST).is_file():
-        return False
-    results = Results.read(directory)
-    return not results.pending and all(cell.finished for cell in (*results.cells, *results.trials))
+def __getattr__(name: str) -> Any:
+    # On first use: planning reads configs, and `alignlab study status` does not.
+    if name not in _PLACES:
+        raise AttributeError(f"module 'alignlab.study' has no attribute {name!r}")
+    return getattr(import_module(f"alignlab.study.{_PLACES[name]}"), name)

@@ -2,13 +2,18 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from alignlab.study.plan import Cell
 from alignlab.study.state import FAILURE, read_json
+
+if TYPE_CHECKING:
+    from alignlab.study.plan import Cell
+
+LEFT = "cells that other processes are running, and that are left to them: {}"
 
 
 class Display:
@@ -17,18 +22,21 @@ class Display:
     Cells are told apart by their directories.
     """
 
+    def left(self, count: int) -> None:
+        """So many cells are being run by processes of others."""
+
     @contextmanager
     def showing(self, *, total: int, done: int) -> Iterator[None]:
         """While cells run: ``done`` of ``total`` were finished before."""
         yield
 
-    def started(self, cell: Cell) -> None:
+    def started(self, cell: "Cell") -> None:
         """A process was started for the cell."""
 
-    def moved(self, cell: Cell, stage: str, step: int, steps: int) -> None:
+    def moved(self, cell: "Cell", stage: str, step: int, steps: int) -> None:
         """The cell is at a step of a stage; ``steps`` is 0 where nobody knows how many there are."""
 
-    def ended(self, cell: Cell, seconds: float) -> None:
+    def ended(self, cell: "Cell", seconds: float) -> None:
         """The cell's process is gone; its directory says what became of it."""
 
 
@@ -39,6 +47,10 @@ class Lines(Display):
         self.console = console
         self.total = self.done = 0
 
+    def left(self, count: int) -> None:
+        if count:
+            self.console.print(LEFT.format(count), soft_wrap=True, highlight=False)
+
     @contextmanager
     def showing(self, *, total: int, done: int) -> Iterator[None]:
         self.total, self.done = total, done
@@ -46,7 +58,7 @@ class Lines(Display):
             self.console.print(f"{done} of {total} cells were finished before", soft_wrap=True, highlight=False)
         yield
 
-    def ended(self, cell: Cell, seconds: float) -> None:
+    def ended(self, cell: "Cell", seconds: float) -> None:
         self.done += 1
         line = f"[{self.done}/{self.total}] {outcome(cell, seconds)}"
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -72,6 +84,10 @@ class Bars(Display):
         self.shares: dict[str, float] = {}
         self.total = self.done = 0
 
+    def left(self, count: int) -> None:
+        if count:
+            self.console.print(LEFT.format(count), soft_wrap=True, highlight=False)
+
     @contextmanager
     def showing(self, *, total: int, done: int) -> Iterator[None]:
         self.total, self.done = total, done
@@ -80,11 +96,11 @@ class Bars(Display):
             self._count()
             yield
 
-    def started(self, cell: Cell) -> None:
+    def started(self, cell: "Cell") -> None:
         label = escape(cell.label)
         self.tasks[str(cell.directory)] = self.progress.add_task(label, total=None, count="", stage="starting")
 
-    def moved(self, cell: Cell, stage: str, step: int, steps: int) -> None:
+    def moved(self, cell: "Cell", stage: str, step: int, steps: int) -> None:
         key = str(cell.directory)
         if not steps:
             self.progress.update(self.tasks[key], stage=stage)
@@ -95,7 +111,7 @@ class Bars(Display):
         self.progress.update(self.tasks[key], total=steps, completed=step, count=f"{step}/{steps}", stage=stage)
         self._count()
 
-    def ended(self, cell: Cell, seconds: float) -> None:
+    def ended(self, cell: "Cell", seconds: float) -> None:
         key = str(cell.directory)
         self.progress.remove_task(self.tasks.pop(key))
         self.shares.pop(key, None)
@@ -109,7 +125,7 @@ class Bars(Display):
         self.progress.update(self.cells, completed=completed, count=f"{self.done}/{self.total}")
 
 
-def outcome(cell: Cell, seconds: float) -> str:
+def outcome(cell: "Cell", seconds: float) -> str:
     """What became of a cell, in one line."""
     if cell.state == "finished":
         return f"{cell.label}: finished in {duration(seconds)}"

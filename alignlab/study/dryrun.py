@@ -15,7 +15,7 @@ from rich.table import Table
 
 from alignlab.experiment.units import count, duration, size
 from alignlab.study.forecast import Forecast, forecast
-from alignlab.study.launch import cpus
+from alignlab.study.launchers.devices import cpus
 from alignlab.study.plan import Cell, Study
 from alignlab.study.probes import Cost
 from alignlab.study.wording import setting
@@ -32,7 +32,7 @@ def show(study: Study, *, jobs: int | None, console: Console) -> None:
     Args:
         jobs: Cells at once; default as many as would be launched.
     """
-    jobs = min(jobs or torch.cuda.device_count() or cpus(), len({cell.directory for cell in study.cells}))
+    jobs = min(jobs or torch.cuda.device_count() or cpus(), len(study.unique))
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("trying")
 
@@ -53,17 +53,18 @@ def plan_table(study: Study, found: Forecast) -> Table:
     Single cells have a line where they are stopped or failed.
     """
     cells = study.directory / "cells"
-    table = Table(title=f"{study.name}: {len(study.cells)} cells in {cells}", title_justify="left", box=SIMPLE_HEAD)
+    trials = f" and {len(study.trials)} of tuning" if study.trials else ""
+    title = f"{study.name}: {len(study.cells)} cells{trials} in {cells}"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     table.add_column("arm", overflow="fold")
     table.add_column(f"differs from {escape(study.baseline)}", overflow="fold", ratio=1)
     table.add_column("cells")
     for head in ("steps", "samples", "tokens", "time", "disk"):
         table.add_column(head, justify="right", no_wrap=True)
     table.add_column("from", no_wrap=True)
-    for arm in study.arms:
-        own = [cell for cell in study.cells if cell.arm == arm]
+    for arm, cost in found.arms.items():
+        own = [cell for cell in (*study.cells, *study.trials) if cell.arm == arm]
         against = f"(from {study.against[arm]}) " if arm in study.against else ""
-        cost = found.arms[arm]
         differs = escape(against + differing(own[0]))
         table.add_row(escape(arm), differs, _states(own), *told_of(cost), cost.source)
         for cell in own:
@@ -100,7 +101,7 @@ def _states(cells: Sequence[Cell]) -> str:
 
 def in_words(study: Study, found: Forecast, jobs: int) -> Iterator[str]:
     """What stands below the table of the cells."""
-    unique = {cell.directory: cell for cell in study.cells}.values()
+    unique = study.unique
     done = sum(cell.state == "finished" for cell in unique)
     once = f", {found.shared} stages that several of them have counted once" if found.shared else ""
     whole = found.whole
@@ -124,6 +125,8 @@ def in_words(study: Study, found: Forecast, jobs: int) -> Iterator[str]:
             f"the machine has other work: trials had {found.got:.0%} of their cores' time; alone, all computation "
             f"would take about {alone}"
         )
+    if study.pending:
+        yield "tuned arms come on top: which cells they have is known once their settings are tried"
     missing = [arm for arm, cost in found.arms.items() if not cost.whole]
     if missing:
         yield f"not all is known of {', '.join(missing)}: what an earlier stage has yet to make, or what a command does"

@@ -14,7 +14,7 @@ import torch
 from alignlab.backbones import locate
 from alignlab.experiment.run import quiet_libraries, stage_folders
 from alignlab.experiment.stages import STAGE
-from alignlab.study.launch import cpus
+from alignlab.study.launchers.devices import cpus
 from alignlab.study.plan import Cell, Study
 from alignlab.study.probes import AROUND_SECONDS, Cost, Probes, folder_size
 from alignlab.study.state import METRICS, read_json
@@ -77,7 +77,7 @@ def forecast(study: Study, *, jobs: int, on_part: OnPart = lambda done, total, l
         jobs: Cells at once, which share the cores.
     """
     quiet_libraries()
-    cells = list({cell.directory: cell for cell in study.cells}.values())
+    cells, planned = study.unique, (*study.cells, *study.trials)
     of_cell = {cell.directory: list(_parts(study, cell)) for cell in cells}
     unique: dict[Path, Part] = {}
     for part in (part for parts in of_cell.values() for part in parts):
@@ -96,7 +96,10 @@ def forecast(study: Study, *, jobs: int, on_part: OnPart = lambda done, total, l
     tried = any(each.source == "tried" for each in costs.values()) and not torch.cuda.is_available()
     waiting = [total[cell.directory].seconds or 0.0 for cell in cells if cell.state != "finished"]
     return Forecast(
-        arms={arm: _typical([total[cell.directory] for cell in study.cells if cell.arm == arm]) for arm in study.arms},
+        arms={
+            arm: _typical([total[cell.directory] for cell in planned if cell.arm == arm])
+            for arm in dict.fromkeys(cell.arm for cell in planned)
+        },
         whole=added(cost.values()),
         left=added(cost[place] for place in left),
         longest=max(waiting, default=0.0),

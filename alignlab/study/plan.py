@@ -11,13 +11,11 @@ from alignlab.study.cells import Cell, Maker, judged_arms, owners, refused, shar
 from alignlab.study.claims import Claim, register
 from alignlab.study.file import StudyFile, read
 from alignlab.study.layers import arm_configs
-from alignlab.study.state import read_json, write_json
+from alignlab.study.state import MANIFEST, read_json, write_json
 from alignlab.study.trials import make_trials, make_tuned
 from alignlab.study.tuning import Tuning, choose, tuned_name
 
 __all__ = ["MANIFEST", "Cell", "Study", "default_directory"]
-
-MANIFEST = "study.json"
 
 
 @dataclass(frozen=True)

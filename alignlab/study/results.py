@@ -15,8 +15,7 @@ from alignlab.study.claims import Registered, registered
 from alignlab.study.costs import Costs, stage_costs, together
 from alignlab.study.examination import Examination, examinations
 from alignlab.study.naming import Blind, Pair, audited, is_chance
-from alignlab.study.plan import MANIFEST
-from alignlab.study.state import FAILURE, METRICS, State, read_json, read_lines, state
+from alignlab.study.state import FAILURE, MANIFEST, METRICS, State, read_json, read_lines, state
 from alignlab.study.tuning import Tuning
 
 Judgements = tuple[tuple[str, ...], np.ndarray]

@@ -6,7 +6,9 @@ from typing import Any, Literal
 
 State = Literal["new", "interrupted", "failed", "finished"]
 
+MANIFEST = "study.json"
 FAILURE = "failure.json"
+LAUNCH = "launch.json"
 METRICS = "metrics.json"
 
 

@@ -1,4 +1,4 @@
-"""What a child process does: one cell, with its output in ``log.txt`` and its failure in ``failure.json``."""
+"""worker: what a child process does: one cell, its output in ``log.txt`` and its failure in ``failure.json``."""
 
 import os
 import signal
@@ -11,12 +11,10 @@ from multiprocessing import connection, parent_process
 from pathlib import Path
 from typing import Any
 
+from alignlab.study.progress import Notify, beating
 from alignlab.study.state import write_failure
 
 LOG = "log.txt"
-
-Notify = Callable[[str, int, int], None]
-"""Takes stage, step and last step."""
 
 Work = Callable[[dict[str, Any], Path, Notify], None]
 """Runs a config in a directory."""
@@ -28,12 +26,13 @@ def train(config: dict[str, Any], directory: Path, notify: Notify) -> None:
     """Run the experiment; stages are kept beside the study's cells, so that those of the same content train once."""
     from alignlab.experiment.run import run
 
-    run(
-        config,
-        directory,
-        on_progress=lambda progress: notify(progress.stage, progress.step, progress.max_steps),
-        shared=directory.parents[2] / "stages",
-    )
+    with beating(directory) as moved:
+
+        def on_progress(progress: Any) -> None:
+            for tell in (moved, notify):
+                tell(progress.stage, progress.step, progress.max_steps)
+
+        run(config, directory, on_progress=on_progress, shared=directory.parents[2] / "stages")
 
 
 def run_cell(
@@ -51,7 +50,7 @@ def run_cell(
         config: Resolved.
         directory: The run directory, already claimed for the config.
         threads: How many torch may use.
-        device: The one GPU to be seen; None leaves them all.
+        device: The GPUs to be seen, as ``CUDA_VISIBLE_DEVICES`` names them; None leaves them all.
         notices: Takes (stage, step, last step), a few times a second.
     """
     os.setpgid(0, 0)  # a Ctrl-C at the terminal reaches the parent alone, which then stops the whole group
@@ -66,12 +65,13 @@ def run_cell(
         work(config, directory, _throttled(notices))
     except Exception as error:
         traceback.print_exc()
-        write_failure(directory, _message(error), traceback.format_exc())
+        write_failure(directory, message(error), traceback.format_exc())
         sys.stderr.flush()
         sys.exit(1)
 
 
-def _message(error: Exception) -> str:
+def message(error: Exception) -> str:
+    """What is said of a cell that an error stopped."""
     from alignlab.errors import InputError
 
     return str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"

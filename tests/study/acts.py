@@ -11,7 +11,7 @@ from typing import Any
 
 from alignlab.experiment.config import digest
 from alignlab.study.plan import Cell, Study
-from alignlab.study.worker import Notify
+from alignlab.study.progress import Notify
 
 
 def act(config: dict[str, Any], directory: Path, notify: Notify) -> None:
@@ -29,7 +29,7 @@ def act(config: dict[str, Any], directory: Path, notify: Notify) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if what == "leave":
         return
-    if what == "sleep":
+    if what == "sleep" or what == "sleep once" and (directory / "attempts").read_text() == "I":
         helper = subprocess.Popen(["sleep", "1000"])
         (directory / "pids").write_text(f"{os.getpid()} {helper.pid}")
         time.sleep(1000)
@@ -51,4 +51,6 @@ def study_of(directory: Path, *whats: str) -> Study:
         cells.append(Cell(f"arm{index}", "start", index, config, directory / "cells" / hash, hash, {}))
     arms = tuple(cell.arm for cell in cells)
     seeds = tuple(range(len(cells)))
-    return Study("acts", "", directory, arms, ("start",), seeds, {}, arms[0], None, None, (), (), tuple(cells), ())
+    parts = dict(against={}, baseline=arms[0], oracle=None, placebo=None, metrics=(), tradeoff=(), claims=(), notes=())
+    plan = dict(description="", arms=arms, starts=("start",), seeds=seeds, cells=tuple(cells))
+    return Study(name="acts", directory=directory, **plan, **parts)

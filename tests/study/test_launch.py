@@ -16,7 +16,8 @@ from rich.console import Console
 
 from alignlab.errors import InputError
 from alignlab.study.display import Bars, Lines
-from alignlab.study.launch import cpus, launch, preload
+from alignlab.study.launchers.devices import cpus
+from alignlab.study.launchers.local import launch, preload
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -156,9 +157,12 @@ def test_an_end_of_the_parent_ends_all_children(tmp_path, sent, code):
         assert _holds(lambda: not any(map(_alive, _pids(tmp_path))), seconds=10)
     finally:
         parent.kill()
-    study = study_of(tmp_path / "study", "sleep", "sleep", "sleep")
-    assert [cell.state for cell in study.cells] == ["interrupted", "interrupted", "new"]
+    study = study_of(tmp_path / "study", "finish", "sleep once", "sleep once", "finish")
+    assert [cell.state for cell in study.cells] == ["finished", "interrupted", "interrupted", "new"]
     assert (tmp_path / "times main ran").read_text() == "I"
+    assert launch(study, jobs=2, work=act) == []
+    attempts = [(cell.directory / "attempts").read_text() for cell in study.cells]
+    assert attempts == ["I", "II", "II", "I"], "what was finished is not computed again"
 
 
 def _pids(directory: Path) -> list[int]:

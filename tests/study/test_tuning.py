@@ -6,9 +6,10 @@ from collections.abc import Callable
 import pytest
 
 from alignlab.errors import InputError
-from alignlab.study import Study, compute, run_study
+from alignlab.study import Study, run_study
 from alignlab.study.plan import Cell
 from alignlab.study.results import Results
+from alignlab.study.running import compute
 from alignlab.study.state import write_failure
 
 BASE = """
@@ -137,7 +138,7 @@ def scored(failing: str = "") -> Callable[[Study], list[Cell]]:
 
 def test_a_study_is_launched_again_until_nothing_is_pending(load, tmp_path):
     study = load(ARMS + TUNE)
-    failed = compute(study, lambda: load(ARMS + TUNE), scored("InfoNCE, trying lr 0.004"), "alignlab")
+    _, failed = compute(study, lambda: load(ARMS + TUNE), scored("InfoNCE, trying lr 0.004"), "alignlab")
     results = Results.read(tmp_path / "out")
     assert results.arms == ("MLE", "InfoNCE", "MLE, tuned", "InfoNCE, tuned") and not results.pending
     assert all(cell.finished for cell in results.cells) and [cell.arm for cell in failed] == [
@@ -149,8 +150,9 @@ def test_a_study_is_launched_again_until_nothing_is_pending(load, tmp_path):
 
 def test_a_launcher_that_returns_at_once_is_not_asked_again(load):
     asked = []
-    compute(load(ARMS + TUNE), lambda: load(ARMS + TUNE), lambda study: asked.append(study) or [], "alignlab")
-    assert len(asked) == 1
+    load_again = lambda: load(ARMS + TUNE)  # noqa: E731
+    _, failed = compute(load_again(), load_again, lambda study: asked.append(study), "alignlab")
+    assert len(asked) == 1 and failed is None
 
 
 @pytest.mark.parametrize(("text", "part"), [

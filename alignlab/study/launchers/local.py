@@ -1,6 +1,5 @@
-"""launch: the cells of a study, one process each, forked from one that has imported the heavy libraries once."""
+"""local: the cells of a study on this machine, one process each, forked from one that has imported the libraries."""
 
-import fcntl
 import multiprocessing
 import os
 import signal
@@ -15,11 +14,17 @@ from dataclasses import dataclass, field
 from multiprocessing import connection
 from multiprocessing.context import ForkServerProcess
 
+from rich.console import Console
+
 from alignlab.errors import InputError
-from alignlab.study.display import Display
+from alignlab.study.cell import cause, run_command
+from alignlab.study.display import Bars, Display, Lines
+from alignlab.study.launchers.claiming import claim, locked, write_launch
+from alignlab.study.launchers.devices import Slots, cpus, gpus, needs
 from alignlab.study.plan import Cell, Study
+from alignlab.study.progress import position
 from alignlab.study.state import FAILURE, write_failure
-from alignlab.study.worker import LOG, Work, run_cell, train
+from alignlab.study.worker import Work, run_cell, train
 
 HEAVY = (
     "torch",
@@ -44,8 +49,21 @@ class Running:
     cell: Cell
     process: ForkServerProcess
     notices: connection.Connection
-    slot: int
+    slots: frozenset[int]
     started: float = field(default_factory=time.monotonic)
+
+
+class Local:
+    """Runs the cells here and now, some at a time."""
+
+    def prepare(self) -> None:
+        """Let imports go on while the cells are validated."""
+        preload()
+
+    def start(self, study: Study, *, jobs: int | None, command: str, console: Console) -> list[Cell] | None:
+        """``launch``, shown as bars on a terminal and as lines elsewhere."""
+        display = Bars(console) if console.is_terminal else Lines(console)
+        return launch(study, jobs=jobs, command=command, display=display)
 
 
 def launch(
@@ -53,34 +71,51 @@ def launch(
 ) -> list[Cell]:
     """Run the cells that are not finished; interrupted ones resume, and a failure stops no other cell.
 
+    What another process runs, one of a scheduler, say, is left to it.
+
     Args:
-        jobs: Processes at once; default one for every GPU, else one for every CPU core: models small enough for a CPU
-            gain little from a second thread, so cells side by side finish sooner than cells one after the other.
+        jobs: Cells at once; default one for every GPU, else one for every CPU core: models small enough for a CPU
+            gain little from a second thread, so cells side by side finish sooner than cells one after the other. A cell
+            counts as many times as it asks for devices.
         command: What the user typed, for the report.
         display: Shows progress; default nothing.
-        work: What a child does with a cell.
+        work: What a child does with a cell that needs one process.
 
     Returns:
         The cells that failed.
 
     Raises:
         KeyboardInterrupt: After all children have stopped; launching again goes on from there.
-        InputError: Another process is running this study, or a cell's directory holds something else.
+        InputError: Another process is running this study, a cell's directory holds something else, or a cell needs
+            several machines.
     """
     if jobs is not None and jobs < 1:
         raise InputError(f"jobs: expected at least 1, got {jobs}")
     display = display or Display()
-    with _locked(study):
+    with locked(study):
         study.save(command)
-        unique = study.unique
-        waiting = deque(cell for cell in unique if cell.state != "finished")
-        gpus: list[str] = []
+        cells = study.unique
+        unfinished = [cell for cell in cells if cell.state != "finished"]
+        _refuse_nodes(unfinished)
+        waiting = deque(cell for cell in unfinished if position(cell.directory) is None)
+        there: list[str] = []
         if waiting:
             preload()
-            gpus = _gpus()
-        jobs = min(jobs or len(gpus) or cpus(), max(len(waiting), 1))
-        with display.showing(total=len(unique), done=len(unique) - len(waiting)):
-            return _run_all(waiting, _Slots(jobs, gpus), display, work)
+            there = gpus()
+        jobs = min(jobs or len(there) or cpus(), max(sum(needs(cell.config).processes or 1 for cell in waiting), 1))
+        write_launch(study, launcher="local", parallel=jobs)
+        display.left(len(unfinished) - len(waiting))
+        with display.showing(total=len(cells), done=len(cells) - len(unfinished)):
+            return _run_all(waiting, Slots(jobs, there), display, work)
+
+
+def _refuse_nodes(cells: Sequence[Cell]) -> None:
+    for cell in cells:
+        if (nodes := needs(cell.config).nodes) > 1:
+            raise InputError(
+                f"{cell.label}: trainer.num_nodes {nodes}: this machine cannot start processes on others; use "
+                "--launcher slurm, or --launcher print and start the line that it prints on each of them"
+            )
 
 
 def preload(modules: Sequence[str] = HEAVY) -> None:
@@ -92,66 +127,46 @@ def preload(modules: Sequence[str] = HEAVY) -> None:
         forkserver.ensure_running()
 
 
-def cpus() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-
-
-@dataclass(frozen=True)
-class _Slots:
-    """How many cells run at once, and what each may use."""
-
-    jobs: int
-    gpus: list[str]
-
-    @property
-    def threads(self) -> int:
-        return max(1, cpus() // self.jobs)
-
-    def device(self, slot: int) -> str | None:
-        return self.gpus[slot % len(self.gpus)] if len(self.gpus) > 1 else None
-
-
-def _run_all(waiting: deque[Cell], slots: _Slots, display: Display, work: Work) -> list[Cell]:
-    running: dict[int, Running] = {}
+def _run_all(waiting: deque[Cell], slots: Slots, display: Display, work: Work) -> list[Cell]:
+    running: list[Running] = []
     failed: list[Cell] = []
     try:
         while waiting or running:
-            while waiting and len(running) < slots.jobs:
-                slot = min(set(range(slots.jobs)) - running.keys())
+            while waiting and len(free := _free(slots, running)) >= (wanted := slots.taken_by(waiting[0])):
                 cell = waiting.popleft()
                 display.started(cell)
-                running[slot] = _start(cell, slot, slots, work)
+                running.append(_start(cell, frozenset(free[:wanted]), slots, work))
             for ended in _watch(running, display):
-                del running[ended.slot]
+                running.remove(ended)
                 failed += _finish(ended, display)
     finally:
-        _stop(list(running.values()))
+        _stop(running)
     return failed
 
 
-def _start(cell: Cell, slot: int, slots: _Slots, work: Work) -> Running:
-    """Start a cell's process."""
-    from alignlab.experiment.run import claim, refuse_foreign
+def _free(slots: Slots, running: Sequence[Running]) -> list[int]:
+    return sorted(set(range(slots.jobs)).difference(*(item.slots for item in running)))
 
-    refuse_foreign(cell.config, cell.directory)
-    cell.directory.mkdir(parents=True, exist_ok=True)
-    claim(cell.config, cell.directory)
-    (cell.directory / FAILURE).unlink(missing_ok=True)
+
+def _start(cell: Cell, taken: frozenset[int], slots: Slots, work: Work) -> Running:
+    """Start a cell's process."""
+    claim(cell)
     receiver, sender = multiprocessing.Pipe(duplex=False)
-    arguments = (work, cell.config, cell.directory.absolute(), slots.threads, slots.device(slot), sender)
+    work = run_command if needs(cell.config).commanded else work
+    threads, devices = slots.threads(cell), slots.devices(taken, cell)
+    arguments = (work, cell.config, cell.directory.absolute(), threads, devices, sender)
     # Not a daemon process: those may have no children, and data loaders and W&B start some.
     process = multiprocessing.get_context("forkserver").Process(target=run_cell, args=arguments, name=cell.label)
     with _without_main():
         process.start()
     sender.close()
-    return Running(cell, process, receiver, slot)
+    return Running(cell, process, receiver, taken)
 
 
-def _watch(running: dict[int, Running], display: Display) -> list[Running]:
+def _watch(running: Sequence[Running], display: Display) -> list[Running]:
     """Pass on what the children say, until one ends or a moment is over."""
-    by_notices = {item.notices: item for item in running.values() if not item.notices.closed}
-    ready = connection.wait([*by_notices, *(item.process.sentinel for item in running.values())], timeout=1)
+    by_notices = {item.notices: item for item in running if not item.notices.closed}
+    ready = connection.wait([*by_notices, *(item.process.sentinel for item in running)], timeout=1)
     for source in ready:
         item = by_notices.get(source) if isinstance(source, connection.Connection) else None
         if item is not None:
@@ -160,7 +175,7 @@ def _watch(running: dict[int, Running], display: Display) -> list[Running]:
                 display.moved(item.cell, stage, step, steps)
             except (EOFError, OSError):
                 item.notices.close()
-    return [item for item in running.values() if item.process.sentinel in ready]
+    return [item for item in running if item.process.sentinel in ready]
 
 
 def _finish(ended: Running, display: Display) -> list[Cell]:
@@ -168,21 +183,14 @@ def _finish(ended: Running, display: Display) -> list[Cell]:
     cell, process = ended.cell, ended.process
     process.join()
     if cell.state != "finished" and not (cell.directory / FAILURE).is_file():
-        write_failure(cell.directory, _cause(process.exitcode))
+        write_failure(cell.directory, cause(process.exitcode))
     ended.notices.close()
     process.close()
     display.ended(cell, time.monotonic() - ended.started)
     return [] if cell.state == "finished" else [cell]
 
 
-def _cause(exitcode: int | None) -> str:
-    if exitcode is not None and exitcode < 0:
-        hint = " (out of memory? fewer --jobs need less)" if -exitcode == signal.SIGKILL else ""
-        return f"the process was killed by {signal.Signals(-exitcode).name}{hint}; see {LOG}"
-    return f"the process ended with exit code {exitcode} and without results; see {LOG}"
-
-
-def _stop(running: list[Running]) -> None:
+def _stop(running: Sequence[Running]) -> None:
     """End children that still run, with all they started: politely, then not."""
     try:
         for item in running:
@@ -201,33 +209,6 @@ def _kill_group(process: ForkServerProcess) -> None:
         os.killpg(process.pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):  # all gone, or not yet a group of its own
         process.kill()
-
-
-def _gpus() -> list[str]:
-    """The GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them."""
-    import torch
-
-    count, visible = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return [str(index) for index in range(count)]
-    return [name.strip() for name in visible.split(",")][:count]
-
-
-@contextmanager
-def _locked(study: Study) -> Iterator[None]:
-    """Keep a second launch of the same study out; the lock goes with the process."""
-    study.directory.mkdir(parents=True, exist_ok=True)
-    with open(study.directory / ".lock", "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            who = file.read().strip() or "another process"
-            raise InputError(f"{study.directory}: the study is being run by {who}; wait for it or stop it") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()}")
-        file.flush()
-        yield
 
 
 @contextmanager
