@@ -231,5 +231,6 @@ def quiet_libraries() -> None:
         r"isinstance\(treespec, LeafSpec\)",
         "logging interval",
         "in eval mode",
+        "`srun` command is available",
     ):
         warnings.filterwarnings("ignore", message=f".*{message}.*")

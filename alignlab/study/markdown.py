@@ -63,7 +63,7 @@ def _rows(header: list[str], rows: list[list[str]]) -> list[str]:
 def _crossed(results: Results, arms: Mapping[str, str], told: Callable[[Entry], str]) -> list[str]:
     """Arms, with what they are called, and metrics; the longer of the two goes down."""
     rows = [[told(compare(results, arm, metric)) for arm in arms] for metric in results.metrics]
-    if len(arms) > len(results.metrics):
+    if len(arms) > len(results.metrics) > 0:
         turned = zip(arms.values(), zip(*rows, strict=True), strict=True)
         return _rows(["arm", *results.metrics], [[name, *row] for name, row in turned])
     return _rows(
