@@ -163,6 +163,10 @@ class Checker:
             fitting = [m for m in members if m is not type(None) and not is_container(m)]
         if len(fitting) == 1:
             return self.value(fitting[0], value, key)
+        if type(value) in (int, float) and type(value) in fitting:
+            return (
+                value  # 1 is one batch, 1.0 are all; which type typing puts first depends on what was imported before
+            )
         return self._leaf(Union[tuple(fitting)], value, key) if fitting else self._wrong(annotation, value, key)  # noqa: UP007
 
     def _sequence(self, annotation: Any, value: Sequence[Any], key: Key) -> list[Any]:

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union, get_args
 
 from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typehints import ActionTypeHint
 
 from alignlab.errors import InputError
 from alignlab.experiment.catalogue import kinds, own_modules, own_sources, search
@@ -203,10 +204,22 @@ def _parser(only: str | None = None) -> ArgumentParser:
         parser.add_function_arguments(open_backbone, "backbone")
     if only in (None, "trainer"):
         parser.add_class_arguments(Trainer, "trainer", skip=set(TRAINER_REFUSED), instantiate=False)
+        _read_whole_numbers_first(parser)
     for name, type in types.items():
         if only in (None, name):
             parser.add_argument(f"--{name}", type=type)
     return parser
+
+
+def _read_whole_numbers_first(parser: ArgumentParser) -> None:
+    """Let 1 be one batch and 1.0 all of them, where Lightning's types say that a setting is either.
+
+    Which comes first in ``Optional[Union[int, float]]`` depends on what was imported before: typing keeps the first
+    such type that any module writes, in whatever order, and gives it to all others.
+    """
+    for action in parser._actions:
+        if isinstance(action, ActionTypeHint) and {int, float} <= {*get_args(action._typehint)}:
+            action._typehint = Union[tuple(sorted(get_args(action._typehint), key=lambda part: part is float))]  # noqa: UP007
 
 
 def _parsed(name: str, checked: Any) -> Any:

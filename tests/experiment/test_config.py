@@ -1,8 +1,10 @@
 """Configs: filled in, found again, and made into objects."""
 
+import inspect
 import subprocess
 import sys
 from time import thread_time
+from typing import Union
 
 import pytest
 
@@ -106,6 +108,9 @@ class TestResolving:
             seconds.append(thread_time() - start)
         assert min(seconds) < 0.05
 
+    def test_whole_numbers_stay_whole_whatever_was_imported_before(self):
+        assert run_child(batches_of) == {"checked": "[0, 1, 1.0, 0.5]", "made": "[0, 1, 1.0, 0.5]"}
+
     def test_the_module_itself_loads_no_torch(self):
         code = "import sys, alignlab.experiment.config; sys.exit('torch' in sys.modules)"
         assert subprocess.run([sys.executable, "-c", code]).returncode == 0
@@ -133,6 +138,20 @@ class {name}(MLE):
         super().__init__(backbone, **rest)
         self.gamma = gamma
 '''
+
+
+def batches_of():
+    """What becomes of limits in batches where typing gives out the wrong one of two equal types."""
+    from lightning.pytorch import Trainer
+
+    Trainer.__init__.__annotations__["limit_val_batches"] = Union[float, int, None]  # noqa: UP007
+    inspect.unwrap(Trainer.__init__).__annotations__["limit_val_batches"] = Union[float, int, None]  # noqa: UP007
+    configs = [resolve(PLAIN | {"trainer": {"max_steps": 1, "limit_val_batches": limit}}) for limit in (0, 1, 1.0, 0.5)]
+    checked = [config["trainer"]["limit_val_batches"] for config in configs]
+    return {
+        "checked": str(checked),
+        "made": str([instantiate(config).trainer["limit_val_batches"] for config in configs]),
+    }
 
 
 def made_anew(saved):
