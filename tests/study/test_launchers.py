@@ -35,6 +35,7 @@ def written(folder: Path, path: Path, *, steps: int = 1) -> Path:
     return folder / "mine.yaml"
 
 
+@pytest.mark.slow
 def test_printed_lines_run_in_a_shell_and_the_study_then_only_reports(tmp_path, tiny_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     study = written(tmp_path, tiny_path)

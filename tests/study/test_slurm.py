@@ -65,6 +65,7 @@ def test_a_job_with_fewer_gpus_than_its_cell_asks_for_is_refused(tmp_path):
     assert not study.cells[0].directory.exists()
 
 
+@pytest.mark.slow
 def test_a_preempted_job_goes_on_from_its_checkpoint_and_a_killed_one_has_failed(
     tmp_path, tiny_path, monkeypatch, capsys
 ):
