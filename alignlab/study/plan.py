@@ -158,13 +158,12 @@ class _Plan:
                 tuned = {tuned_name(arm): arm for arm in configs if tuning.chosen.get(arm) is not None}
                 cells = [*cells, *more]
         shared, same = share(cells, judged)
-        trials = share(trials, ())[0]
         for cell, line in refused((*shared, *trials)):
             maker.wrong[line].append(cell.arm)
         faults[:] = dict.fromkeys(
             [*faults, *(f"{owners(names, file.arms)}: {line}" for line, names in maker.wrong.items())]
         )
-        return cls(shared, trials, (*same, *notes), tuned, against, tuning)
+        return cls(shared, tuple(trials), (*same, *notes), tuned, against, tuning)
 
 
 def _of_the_lab(cells: Iterable[Cell]) -> list[str]:

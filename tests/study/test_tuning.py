@@ -7,6 +7,7 @@ import pytest
 
 from alignlab.errors import InputError
 from alignlab.study import Study, run_study
+from alignlab.study.cell import run_cell
 from alignlab.study.plan import Cell
 from alignlab.study.results import Results
 from alignlab.study.running import compute
@@ -118,9 +119,18 @@ def test_a_setting_of_which_a_cell_failed_is_out(load):
 def test_a_setting_that_is_the_arm_s_own_config_is_no_other_one(load):
     study = load(ARMS + TUNE.replace("4e-3", "2e-3"))
     assert study.trials[0].directory == study.trials[2].directory and len(study.unique) == 8
-    for cell in study.trials:
+    for cell in study.unique:  # what a launcher computes
         finish(cell, caption__exact=0.5)
-    assert load(ARMS + TUNE.replace("4e-3", "2e-3")).tuning.tried == {"MLE": 2, "InfoNCE": 2}
+    again = load(ARMS + TUNE.replace("4e-3", "2e-3"))
+    assert again.tuning.tried == {"MLE": 2, "InfoNCE": 2} and not again.pending
+    assert again.tuning.chosen == {"MLE": "default", "InfoNCE": "default"}
+
+
+def test_a_cell_of_tuning_has_a_command_of_its_own(load, capsys):
+    trial = load(ARMS + TUNE).trials[0]
+    finish(trial, caption__exact=0.5)
+    assert run_cell(trial.directory) == 0
+    assert "is finished already" in capsys.readouterr().out
 
 
 def scored(failing: str = "") -> Callable[[Study], list[Cell]]:
