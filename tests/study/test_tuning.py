@@ -174,6 +174,8 @@ def test_a_launcher_that_returns_at_once_is_not_asked_again(load):
      "default is the arm's own config, which is always tried"),
     ("tune: {settings: {a b: {}, a-b: {}}, metric: caption/exact}", "'a b' and 'a-b' would share a directory"),
     (TUNE.replace("caption/exact", "exact"), "tune: metric: expected a name such as caption/exact, got 'exact'"),
+    (TUNE.replace("caption/exact", "{MLE: [caption/exact], InfoNCE: caption/exact}"),
+     "tune: metric: expected a name such as caption/exact, got ['caption/exact']"),
     (TUNE.replace("caption/exact", "{MLE: caption/exact}"), "tune: metric: InfoNCE has none"),
     (TUNE.replace("caption/exact", "{MLA: caption/exact}"),
      "tune: metric: no arm is called 'MLA'; did you mean 'MLE'?"),
