@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from alignlab.errors import InputError
 from alignlab.experiment.noting import noting_files
 from alignlab.experiment.show import wide_console
 from alignlab.experiment.unchanged import Asked, Read, remember
@@ -41,6 +42,8 @@ def run_study(
     Raises:
         InputError: The study or one of its configs is wrong; nothing has started.
     """
+    if jobs is not None and jobs < 1:
+        raise InputError(f"jobs: expected at least 1, got {jobs}")
     console = wide_console()
     launcher = launcher or Local()
     if not dry_run and not _done(output or default_directory(path)):

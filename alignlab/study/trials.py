@@ -60,6 +60,15 @@ def _validating(config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             yield {**evaluator, "init_args": {**settings, "split": SPLIT}}
 
 
+def seen(cells: Sequence[Cell]) -> list[str]:
+    """A note where the arms that are compared are judged by the data that settings are chosen by."""
+    arms = dict.fromkeys(
+        cell.arm for cell in cells for each in cell.config["evaluators"] if each["init_args"].get("split") == SPLIT
+    )
+    what = "evaluators judge validation data, which settings are chosen by; tuned, it looks better there than it is"
+    return [f"{', '.join(arms)}: {what}."] if arms else []
+
+
 def _splits(data: Mapping[str, Any], folders: Sequence[str]) -> Sequence[str]:
     """The splits of data; where only made data know theirs, that of tuning is looked for when they are made."""
     from alignlab.experiment.catalogue import find, kind_called

@@ -68,6 +68,10 @@ def test_every_arm_tries_its_own_config_and_the_settings_on_validation_data(load
     assert not {cell.digest for cell in study.trials} & {cell.digest for cell in study.cells}
     assert len({cell.directory for cell in study.unique}) == 10
     assert study.trials[0].directory.parents[2] == study.directory  # where stages are shared from
+    differs = [{}, {"optimization.lr": 1e-3}, {"optimization.lr": 4e-3}]
+    assert [cell.differs for cell in study.trials] == [
+        *differs, *({"objective": "InfoNCE", **each} for each in differs)
+    ]  # fmt: skip
     assert "MLE, tuned is chosen when all 3 of its cells of tuning are done." in study.notes
 
 
@@ -207,6 +211,15 @@ def test_an_arm_may_have_settings_of_its_own_as_many_as_the_others(load):
         load(OWN % "[10.0]" + TUNE)
     with pytest.raises(InputError, match="arm InfoNCE: tune: the study's key 'tune' is missing"):
         load(OWN % "[10.0]")
+
+
+def test_arms_that_are_judged_by_the_data_of_tuning_are_named(load, tmp_path):
+    note = "MLE: evaluators judge validation data, which settings are chosen by"
+    one = "arms: {MLE: {objective: MLE}}\n" + TUNE
+    assert not any(each.startswith(note) for each in load(one).notes)
+    judged = "[{class_path: CaptionAccuracy, init_args: {split: val}}]"
+    (tmp_path / "base.yaml").write_text(BASE.replace("[CaptionAccuracy, TextPerplexity]", judged))
+    assert any(each.startswith(note) for each in load(one).notes)
 
 
 def test_a_model_that_is_judged_as_it_is_is_not_tuned(load, tiny_path):
