@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from alignlab.certificate.command import certify_named
-from alignlab.cli import _parse, overrides_from, split_overrides
+from alignlab.cli import _parse
+from alignlab.cli.options import overrides_from, split_overrides
 from alignlab.experiment.config import describe_objectives, resolve_file
 from alignlab.experiment.pairs import overridden
 from alignlab.study import Study

@@ -41,17 +41,25 @@ class Asked:
 
 @dataclass(frozen=True)
 class Read:
-    """What decided the plan.
+    """What decided the plan, as it was when the plan was made.
 
     Args:
-        files: All that planning read.
+        files: All that planning read and the Python files in ``folders``, with hashes; None for one that is gone.
         folders: Those in which own classes and scripts are looked for.
         digests: Of the cells' configs, by run directory.
+        sources: A hash of alignlab itself.
     """
 
-    files: Collection[Path]
-    folders: Collection[str]
+    files: Mapping[str, str | None]
+    folders: Sequence[str]
     digests: Mapping[Path, str]
+    sources: str
+
+    @classmethod
+    def now(cls, files: Collection[Path], folders: Collection[str], digests: Mapping[Path, str]) -> "Read":
+        """Look at the files before the cells run: whoever edits one meanwhile wants another study."""
+        hashes = {str(file): _hash(file) for file in sorted({*files, *_own(folders)})}
+        return cls(hashes, sorted(set(folders)), digests, _sources())
 
 
 def remember(asked: Asked, read: Read, *, text: str, width: int) -> None:
@@ -61,12 +69,11 @@ def remember(asked: Asked, read: Read, *, text: str, width: int) -> None:
         text: What was said of the results, with the codes of its colors.
         width: Columns of the terminal that it was made for.
     """
-    folders = sorted(set(read.folders))
     record = {
         "asked": asked.words(),
-        "alignlab": _sources(),
-        "folders": folders,
-        "files": {str(file): _hash(file) for file in sorted({*read.files, *_own(folders)})},
+        "alignlab": read.sources,
+        "folders": read.folders,
+        "files": read.files,
         "cells": {os.path.relpath(place, asked.directory): digest for place, digest in read.digests.items()},
         "left": _left(asked.directory),
         "width": width,

@@ -114,10 +114,10 @@ def _zipped(axes: Mapping[str, list[Value]], content: Any, faults: list[str]) ->
         return
     taken: set[str] = set()
     for names in content:
-        wrong = [f"zip: no axis is called {name!r}{meant(str(name), axes)}" for name in names if name not in axes]
-        twice = [str(name) for i, name in enumerate(names) if name in taken or name in names[:i]]
+        wrong = [f"zip: no axis is called {name!r}{meant(str(name), axes)}" for name in names if name not in [*axes]]
+        twice = [name for i, name in enumerate(map(str, names)) if name in taken or name in names[:i]]
         wrong += [f"zip: {name} stands there more than once; an axis is walked once" for name in twice]
-        lengths = [len(axes[name]) for name in names if name in axes]
+        lengths = [] if wrong else [len(axes[name]) for name in names]
         if not wrong and len(set(lengths)) > 1:
             each = ", ".join(f"{name} {length}" for name, length in zip(names, lengths, strict=True))
             wrong = [f"zip: axes that are walked together have as many values as each other; these have: {each}"]

@@ -120,7 +120,8 @@ def cause(exitcode: int | None) -> str:
 
 def _digest(directory: Path) -> str:
     study = directory.parents[2] if len(directory.parents) > 2 else directory
-    for cell in (read_json(study / MANIFEST) or {}).get("cells", ()):
+    manifest = read_json(study / MANIFEST) or {}
+    for cell in (*manifest.get("trials", ()), *manifest.get("cells", ())):
         if study / cell["directory"] == directory and (directory / "config.yaml").is_file():
             return cell["digest"]
     raise InputError(

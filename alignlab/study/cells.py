@@ -172,6 +172,18 @@ def with_differences(cells: Sequence[Cell], baseline: str, against: Mapping[str,
     ]
 
 
+def with_tried(trials: Sequence[Cell], cells: Sequence[Cell], baseline: str) -> list[Cell]:
+    """Replace what was written for every cell of tuning by what is not the baseline's, but for what judges it."""
+    configs = {cell.start: cell.config for cell in cells if cell.arm == baseline}
+    return [
+        replace(
+            cell, differs=differences({**cell.config, "evaluators": reference["evaluators"]}, reference, cell.differs)
+        )
+        for cell in trials
+        for reference in [configs[cell.start]]
+    ]
+
+
 def owners(names: Sequence[str], arms: Collection[str]) -> str:
     """Whose a fault is, in words; what is tried of an arm, or chosen, is named where the arm itself is right."""
     own = list(dict.fromkeys(name for name in names if name in arms))

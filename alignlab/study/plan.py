@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from alignlab.errors import InputError
-from alignlab.study.cells import Cell, Maker, judged_arms, owners, refused, share, with_differences
+from alignlab.study.cells import Cell, Maker, judged_arms, owners, refused, share, with_differences, with_tried
 from alignlab.study.claims import Claim, register
 from alignlab.study.file import StudyFile, read
 from alignlab.study.layers import arm_configs
 from alignlab.study.state import MANIFEST, read_json, write_json
-from alignlab.study.trials import make_trials, make_tuned
+from alignlab.study.trials import make_trials, make_tuned, seen
 from alignlab.study.tuning import Tuning, choose, tuned_name
 
 __all__ = ["MANIFEST", "Cell", "Study", "default_directory"]
@@ -94,7 +94,7 @@ class Study:
             notes=tuple(dict.fromkeys((*plan.notes, *_of_the_lab(cells)))),
             tuned=plan.tuned,
             tuning=plan.tuning,
-            trials=plan.trials,
+            trials=tuple(with_tried(plan.trials, cells, file.baseline)),
             **{name: vars(file)[name] for name in same},
         )
 
@@ -154,17 +154,17 @@ class _Plan:
             trials, what = make_trials(maker, trains, configs, tried, faults)
             if not faults and not maker.wrong:
                 tuning, notes = choose(what, file.tune.metric)
+                notes += seen(trains)
                 more, against = make_tuned(maker, tuning, cells, configs, tried)
                 tuned = {tuned_name(arm): arm for arm in configs if tuning.chosen.get(arm) is not None}
                 cells = [*cells, *more]
         shared, same = share(cells, judged)
-        trials = share(trials, ())[0]
         for cell, line in refused((*shared, *trials)):
             maker.wrong[line].append(cell.arm)
         faults[:] = dict.fromkeys(
             [*faults, *(f"{owners(names, file.arms)}: {line}" for line, names in maker.wrong.items())]
         )
-        return cls(shared, trials, (*same, *notes), tuned, against, tuning)
+        return cls(shared, tuple(trials), (*same, *notes), tuned, against, tuning)
 
 
 def _of_the_lab(cells: Iterable[Cell]) -> list[str]:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from alignlab.errors import InputError
 from alignlab.experiment.noting import noting_files
 from alignlab.experiment.show import wide_console
 from alignlab.experiment.unchanged import Asked, Read, remember
@@ -41,16 +42,23 @@ def run_study(
     Raises:
         InputError: The study or one of its configs is wrong; nothing has started.
     """
+    if jobs is not None and jobs < 1:
+        raise InputError(f"jobs: expected at least 1, got {jobs}")
     console = wide_console()
     launcher = launcher or Local()
     if not dry_run and not _done(output or default_directory(path)):
         launcher.prepare()
 
-    def load() -> Study:
-        return Study.load(path, directory=output, overrides=overrides)
+    read: Read | None = None
 
-    with noting_files() as files:
-        study = load()
+    def load() -> Study:
+        nonlocal read
+        with noting_files() as files:
+            planned = Study.load(path, directory=output, overrides=overrides)
+        read = None if dry_run else _read(planned, files)
+        return planned
+
+    study = load()
     if dry_run:
         from alignlab.study.dryrun import show
 
@@ -76,7 +84,7 @@ def run_study(
     report(study.directory, console=console)
     if not failed:
         asked = Asked(Path(path), study.directory, overrides)
-        remember(asked, _read(study, files), text=console.export_text(styles=True), width=console.width)
+        remember(asked, read, text=console.export_text(styles=True), width=console.width)
     return 1 if failed else 0
 
 
@@ -109,10 +117,10 @@ def compute(
 
 
 def _read(study: Study, files: set[Path]) -> Read:
-    """What decided a plan, besides the experiment files that were read."""
+    """What decided a plan; ``files`` are the experiment files that were read."""
     from alignlab.experiment.config import own_files
 
-    return Read(
+    return Read.now(
         files=files.union(*(own_files(cell.config) for cell in study.unique)),
         folders={folder for cell in study.unique for folder in cell.config["python_path"]},
         digests={cell.directory: cell.digest for cell in study.unique},

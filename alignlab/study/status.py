@@ -53,6 +53,7 @@ class Status:
         cells: Those of one directory once.
         launched: What ``launch.json`` says: ``launcher``, ``parallel``, ``started``; empty before the first launch.
         unknown: Why the scheduler could not be asked; None where it was, or need not be.
+        pending: Tuned arms are missing until the study is run again after its cells of tuning.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Status:
     cells: tuple[CellStatus, ...]
     launched: Mapping[str, Any]
     unknown: str | None
+    pending: bool = False
 
     def count(self, *states: Now) -> int:
         """Cells that are in one of these states."""
@@ -109,7 +111,8 @@ class Status:
             job = (launched.get("jobs", {}).get(cell["directory"], {}), jobs.get(cell["directory"]))
             cells.setdefault(cell["directory"], _cell_status(directory / cell["directory"], cell, *job))
         arms = tuple(dict.fromkeys([*manifest["arms"], *(cell.arm for cell in cells.values())]))
-        return cls(manifest["name"], directory, arms, tuple(cells.values()), launched, unknown)
+        pending = bool((manifest.get("tuning") or {}).get("pending"))
+        return cls(manifest["name"], directory, arms, tuple(cells.values()), launched, unknown, pending)
 
 
 def show_status(study: Path) -> int:
@@ -200,7 +203,9 @@ def _summary(status: Status) -> Iterator[str]:
     if left and status.remaining is not None:
         words.append(f"about {duration(status.remaining)} left" + ("" if at_work else " once it goes on"))
     yield ", ".join(words)
-    if left and not at_work and status.unknown is None:
+    if status.pending:
+        yield "tuned arms are not among them: the run that finds all cells of tuning done adds theirs"
+    if (left or status.pending) and not at_work and status.unknown is None:
         yield "nothing is at work; `alignlab study run` with the study's YAML goes on"
 
 

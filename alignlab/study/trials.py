@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from alignlab.study.cells import Cell, Maker
+from alignlab.study.cells import Cell, Maker, share
 from alignlab.study.keys import meant, slug
 from alignlab.study.layers import Configs
 from alignlab.study.tuning import DEFAULT, Trial, Tuning, tuned_name
@@ -21,12 +21,15 @@ def make_trials(
         cells: Those of the arms to be tuned, made by the same maker.
         configs: Of these arms.
         tried: By arm and label.
+
+    Returns:
+        The cells, of which those of the same content share a directory, and what each tries.
     """
     tune = maker.file.tune
     resolved = {cell.arm: cell.config for cell in cells}
     starts = [start for start in maker.starts(configs) if not tune.starts or start.name in tune.starts]
     starts = starts if tune.starts else starts[:1]
-    made, trials = [], []
+    made, tries = [], []
     for arm, whole in resolved.items():
         evaluators = list(_validating(whole))
         faults += _unjudged(arm, tune.metric.get(arm), evaluators, whole)
@@ -38,8 +41,9 @@ def make_trials(
                 trying(arm, label), {**config, "evaluators": evaluators}, starts, tune.seeds, place
             )
             made += of_setting
-            trials += [Trial(arm, label, cell.directory, cell.digest) for cell in of_setting]
-    return made, trials
+            tries += [(arm, label)] * len(of_setting)
+    cells = share(made, ())[0]
+    return list(cells), [Trial(*what, cell.directory, cell.digest) for what, cell in zip(tries, cells, strict=True)]
 
 
 def trying(arm: str, label: str) -> str:
@@ -54,6 +58,15 @@ def _validating(config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         data = settings.get("data") or config["data"]
         if "split" in settings and SPLIT in _splits(data, config["python_path"]):
             yield {**evaluator, "init_args": {**settings, "split": SPLIT}}
+
+
+def seen(cells: Sequence[Cell]) -> list[str]:
+    """A note where the arms that are compared are judged by the data that settings are chosen by."""
+    arms = dict.fromkeys(
+        cell.arm for cell in cells for each in cell.config["evaluators"] if each["init_args"].get("split") == SPLIT
+    )
+    what = "evaluators judge validation data, which settings are chosen by; tuned, it looks better there than it is"
+    return [f"{', '.join(arms)}: {what}."] if arms else []
 
 
 def _splits(data: Mapping[str, Any], folders: Sequence[str]) -> Sequence[str]:

@@ -168,7 +168,7 @@ def _metric(content: Any, arms: Mapping[str, Arm], faults: list[str]) -> dict[st
     else:
         faults.append(f"tune: metric: expected a name such as caption/exact, or one for each arm, got {content!r}")
         return {}
-    for metric in dict.fromkeys(metric for metric in by_arm.values() if metric is not None):
+    for metric in (metric for metric in by_arm.values() if metric is not None):
         if not isinstance(metric, str) or "/" not in metric or audited(metric) is not None:
             faults.append(f"tune: metric: expected a name such as caption/exact, got {metric!r}")
             return {}
@@ -199,7 +199,8 @@ def choose(trials: Iterable[Trial], metric: Mapping[str, str]) -> tuple[Tuning, 
             pending.append(arm)
             notes.append(f"{tuned_name(arm)} is chosen when all {len(states)} of its cells of tuning are done.")
         else:
-            notes += [f"Tuning {arm}: {label} has no {metric[arm]}; it is out." for label in settings.keys() - known]
+            out = [label for label in settings if label not in known]
+            notes += [f"Tuning {arm}: {label} has no {metric[arm]}; it is out." for label in out]
         if not missing and not known:
             notes.append(f"{tuned_name(arm)} is left out: none of its settings has a score.")
         best = (min if lower_is_better(metric[arm]) else max)(known, key=known.__getitem__, default=None)

@@ -106,6 +106,7 @@ def test_claims_name_one_point(tmp_path):
     ("axes: {size: {1: {}}}", "axes: size: 1: a label must be text"),
     ("axes: {size: {small: 3}}", "axes: size: small: expected a mapping of experiment keys, or experiment files"),
     (f"axes: {{{LR}}}\nzip: [[optimization.lr, siz]]", "zip: no axis is called 'siz'"),
+    (f"axes: {{{LR}}}\nzip: [[[optimization.lr], optimization.lr]]", "zip: no axis is called ['optimization.lr']"),
     (f"axes: {{{LR}, size: {{small: {{}}}}}}\nzip: [[optimization.lr, size]]", "have: optimization.lr 2, size 1"),
     (f"axes: {{{LR}, {SIZES}}}\nzip: [[size, optimization.lr], [size, optimization.lr]]",
      "size stands there more than"),

@@ -81,6 +81,13 @@ def test_a_finished_study_is_reported_again_and_nothing_is_computed(study, tiny_
     assert {file: file.stat().st_mtime_ns for file in directory.glob("cells/**/*")} == left
 
 
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_fewer_than_one_job_is_refused_before_anything(study, dry_run):
+    with pytest.raises(InputError, match="jobs: expected at least 1, got 0"):
+        run_study(study, jobs=0, dry_run=dry_run)
+    assert not (study.parent / "runs").exists()
+
+
 def test_nothing_starts_where_a_cell_is_wrong(study):
     with pytest.raises(InputError, match="did you mean 'max_steps'"):
         run_study(study, dry_run=True, overrides=["trainer.max_step=3"])

@@ -41,6 +41,17 @@ def test_every_cell_is_counted_as_what_it_is(study):
     assert status.remaining == 3 * 40
 
 
+def test_a_study_whose_tuned_arms_are_to_come_is_not_done(study, capsys):
+    path = study.directory / "study.json"
+    manifest = json.loads(path.read_text())
+    one = {"tuning": {"pending": ["arm0"]}, "trials": manifest["cells"][:1], "cells": manifest["cells"][:1]}
+    path.write_text(json.dumps(manifest | one))
+    assert main(["study", "status", str(study.directory)]) == 0
+    printed = capsys.readouterr().out
+    assert "1 of 1 cells are finished" in printed and "tuned arms are not among them" in printed
+    assert "`alignlab study run` with the study's YAML goes on" in printed
+
+
 def test_a_cell_that_runs_shows_its_step(study, capsys):
     with beating(study.cells[3].directory) as moved:
         moved("fit", 30, 120)

@@ -7,6 +7,7 @@ import pytest
 
 from alignlab.errors import InputError
 from alignlab.study import Study, run_study
+from alignlab.study.cell import run_cell
 from alignlab.study.plan import Cell
 from alignlab.study.results import Results
 from alignlab.study.running import compute
@@ -67,6 +68,10 @@ def test_every_arm_tries_its_own_config_and_the_settings_on_validation_data(load
     assert not {cell.digest for cell in study.trials} & {cell.digest for cell in study.cells}
     assert len({cell.directory for cell in study.unique}) == 10
     assert study.trials[0].directory.parents[2] == study.directory  # where stages are shared from
+    differs = [{}, {"optimization.lr": 1e-3}, {"optimization.lr": 4e-3}]
+    assert [cell.differs for cell in study.trials] == [
+        *differs, *({"objective": "InfoNCE", **each} for each in differs)
+    ]  # fmt: skip
     assert "MLE, tuned is chosen when all 3 of its cells of tuning are done." in study.notes
 
 
@@ -118,9 +123,18 @@ def test_a_setting_of_which_a_cell_failed_is_out(load):
 def test_a_setting_that_is_the_arm_s_own_config_is_no_other_one(load):
     study = load(ARMS + TUNE.replace("4e-3", "2e-3"))
     assert study.trials[0].directory == study.trials[2].directory and len(study.unique) == 8
-    for cell in study.trials:
+    for cell in study.unique:  # what a launcher computes
         finish(cell, caption__exact=0.5)
-    assert load(ARMS + TUNE.replace("4e-3", "2e-3")).tuning.tried == {"MLE": 2, "InfoNCE": 2}
+    again = load(ARMS + TUNE.replace("4e-3", "2e-3"))
+    assert again.tuning.tried == {"MLE": 2, "InfoNCE": 2} and not again.pending
+    assert again.tuning.chosen == {"MLE": "default", "InfoNCE": "default"}
+
+
+def test_a_cell_of_tuning_has_a_command_of_its_own(load, capsys):
+    trial = load(ARMS + TUNE).trials[0]
+    finish(trial, caption__exact=0.5)
+    assert run_cell(trial.directory) == 0
+    assert "is finished already" in capsys.readouterr().out
 
 
 def scored(failing: str = "") -> Callable[[Study], list[Cell]]:
@@ -164,6 +178,8 @@ def test_a_launcher_that_returns_at_once_is_not_asked_again(load):
      "default is the arm's own config, which is always tried"),
     ("tune: {settings: {a b: {}, a-b: {}}, metric: caption/exact}", "'a b' and 'a-b' would share a directory"),
     (TUNE.replace("caption/exact", "exact"), "tune: metric: expected a name such as caption/exact, got 'exact'"),
+    (TUNE.replace("caption/exact", "{MLE: [caption/exact], InfoNCE: caption/exact}"),
+     "tune: metric: expected a name such as caption/exact, got ['caption/exact']"),
     (TUNE.replace("caption/exact", "{MLE: caption/exact}"), "tune: metric: InfoNCE has none"),
     (TUNE.replace("caption/exact", "{MLA: caption/exact}"),
      "tune: metric: no arm is called 'MLA'; did you mean 'MLE'?"),
@@ -195,6 +211,15 @@ def test_an_arm_may_have_settings_of_its_own_as_many_as_the_others(load):
         load(OWN % "[10.0]" + TUNE)
     with pytest.raises(InputError, match="arm InfoNCE: tune: the study's key 'tune' is missing"):
         load(OWN % "[10.0]")
+
+
+def test_arms_that_are_judged_by_the_data_of_tuning_are_named(load, tmp_path):
+    note = "MLE: evaluators judge validation data, which settings are chosen by"
+    one = "arms: {MLE: {objective: MLE}}\n" + TUNE
+    assert not any(each.startswith(note) for each in load(one).notes)
+    judged = "[{class_path: CaptionAccuracy, init_args: {split: val}}]"
+    (tmp_path / "base.yaml").write_text(BASE.replace("[CaptionAccuracy, TextPerplexity]", judged))
+    assert any(each.startswith(note) for each in load(one).notes)
 
 
 def test_a_model_that_is_judged_as_it_is_is_not_tuned(load, tiny_path):

@@ -15,6 +15,7 @@ from rich.console import Console
 from alignlab.experiment import unchanged
 from alignlab.experiment.unchanged import RECORD, Asked, said_again
 from alignlab.study import Study, run_study
+from alignlab.study.plan import Cell
 
 HEAVY = {"torch", "transformers", "lightning", "matplotlib", "jsonargparse", "datasets", "numpy", "wandb"}
 
@@ -149,6 +150,28 @@ def test_a_broken_record_takes_the_whole_way(asked):
     record.write_text(content[: len(content) // 2])
     assert again(asked) is None
     record.write_text(content)
+
+
+class Editing:
+    """A launcher of a study that the user edits while it runs."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def prepare(self) -> None:
+        pass
+
+    def start(self, study: Study, *, jobs: int | None, command: str, console: Console) -> list[Cell]:
+        self.file.write_text(self.file.read_text() + "# and edited\n")
+        return []
+
+
+def test_a_study_that_was_edited_while_it_ran_has_changed(asked, finished):
+    content = asked.path.read_text()
+    run_study(asked.path, output=asked.directory, launcher=Editing(asked.path))
+    assert again(asked) is None
+    asked.path.write_text(content)
+    assert again(asked) is not None
 
 
 def test_an_edited_study_has_no_more_to_compute_than_what_was_edited(finished):
