@@ -23,7 +23,8 @@ What papers say of their objectives, and what studies found of it. This page is 
 {about}\
 **Supported** and **not supported** are said by one rule, the report's, of the paired difference and its 95 % interval,
 against the smallest effect that was said to matter; all else is **inconclusive**. A claim was registered *before* the
-results if the study was first run with it before any cell of its two arms was finished, else *after* so many of them.
+results if the study was first run with it before any cell of its two arms, or of the same untuned, was finished in the
+study's directory, else *after* so many of them; cells that an arm had before its settings were changed are told, too.
 The cost of a cell counts its stages.
 """
 EMPTY, UNKNOWN = "–", "no record yet"
@@ -141,7 +142,10 @@ def _row(test: Test, page: Path) -> list[str]:
         verdict += f" ({count(outcome.needed, test.record.unit)} would probably decide it)"
     seen = outcome.registered.seen
     when = f"after {count(seen, 'cell')} of the results" if seen else "before the results"
-    return [*head, found, verdict, f"{when}, {outcome.registered.date[:10]}", _cost(test.record, claim)]
+    when += f", {outcome.registered.date[:10]}"
+    if outcome.registered.dropped:
+        when += f"; {count(outcome.registered.dropped, 'finished cell')} with other settings left out since"
+    return [*head, found, verdict, when, _cost(test.record, claim)]
 
 
 def _expected(claim: Claim) -> str:

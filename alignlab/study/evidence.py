@@ -27,7 +27,10 @@ def registration(registered: Registered) -> str:
     """When a claim was registered, and whether anything could be known by then."""
     date = registered.date.replace("T", " ").replace("Z", " UTC")
     known = f"after {count(registered.seen, 'cell')} of its arms had finished"
-    return f"registered {date}, {known if registered.seen else 'before any cell of its arms had finished'}"
+    when = known if registered.seen else "before any cell of its arms had finished"
+    dropped = count(registered.dropped, "finished cell")
+    since = f"; {dropped} of its arms, with other settings, left out since" if registered.dropped else ""
+    return f"registered {date}, {when}{since}"
 
 
 def grounds(judged: Judged, unit: str) -> str:

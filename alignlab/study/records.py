@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from alignlab.errors import InputError
-from alignlab.study.claims import KEYS, Claim, Registered
+from alignlab.study.claims import Registered, registered_of
 from alignlab.study.comparison import Entry, compare
 from alignlab.study.results import CellResult, Results
 from alignlab.study.state import METRICS, read_json
@@ -199,7 +199,8 @@ def _judged(results: Results, claim: Registered) -> dict[str, Any]:
     from alignlab.study.verdicts import judge
 
     judged = judge(results, claim)
-    told = asdict(claim.claim) | {"hash": claim.claim.hash, "date": claim.date, "seen": claim.seen}
+    told = asdict(claim.claim) | {"hash": claim.claim.hash, "date": claim.date}
+    told |= {"seen": claim.seen, "dropped": claim.dropped}
     entry = replace(judged.entry, finding=judged.finding)
     return told | {"entry": _entry(entry), "finding": _finding(entry)}
 
@@ -272,7 +273,6 @@ def _cells(content: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _outcome(line: Mapping[str, Any]) -> Outcome:
-    claim = Registered(Claim(**{key: line[key] for key in KEYS}), line["date"], line["seen"])
     entry = line["entry"]
     difference = None if entry["difference"] is None else Interval(*entry["difference"])
-    return Outcome(claim, difference, entry["pairs"], **line["finding"])
+    return Outcome(registered_of(line), difference, entry["pairs"], **line["finding"])

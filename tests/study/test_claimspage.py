@@ -46,7 +46,7 @@ def folder(tmp_path) -> Path:
         Claim("middle", "low", "m", "higher", 0.01, "The middle is best.", "Own, arXiv:0000.00000"),
         Claim("middle", "high", "m", "higher", 0.01, "The middle is best.", "Own, Table 3"),
     ]
-    lines = register(claims, [], {"high": 2})
+    lines = register(claims, [], {"high": 2}, {})
     results = write_study(tmp_path / "mine", ARMS, claims=lines, command="alignlab study run mine.yaml")
     record(results.directory, tmp_path / "records")
     return tmp_path / "records"

@@ -20,7 +20,7 @@ COMMAND = "alignlab study run studies/mine.yaml --jobs 2"
 @pytest.fixture
 def study(tmp_path):
     """Its directory; two arms of three seeds, of which the first has one score fewer."""
-    claims = register([CLAIM], [], {"own": 1})
+    claims = register([CLAIM], [], {"own": 1}, {})
     results = write_study(tmp_path / "mine", VALUES, claims=claims, command=COMMAND, description="Does it? Perhaps.")
     return results.directory
 
