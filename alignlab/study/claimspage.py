@@ -197,7 +197,8 @@ def _studies(records: Iterable[Record], tests: Sequence[Test], page: Path) -> li
         commit = ((record.setup.get("git") or {}).get("commit") or "")[:8]
         made = [f"{name} {packages[name]}" for name in ("alignlab", "torch") if packages.get(name)]
         made += [f"commit {commit}"] if commit else []
-        took, notes = f"{record.hours:.1f} h of computation", " ".join(record.notes) or EMPTY
+        took = EMPTY if record.seconds is None else f"{record.seconds / 3600:.1f} h of computation"
+        notes = " ".join(record.notes) or EMPTY
         link = _link(record.name, Path(record.file) if record.file else None, page)
         rows.append([link, record.extent, took, f"`{record.command}`", ", ".join(made), record.recorded, notes])
     header = ["study", "extent", "took", "command", "made with", "recorded", "notes"]
