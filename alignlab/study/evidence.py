@@ -69,10 +69,10 @@ def evidence_sheet(results: Results) -> Sheet | None:
     columns: dict[str, Callable[[Entry], str]] = {
         "difference": lambda entry: f"{signed(entry.difference.mean)} {bounds(entry.difference)}",
         "pairs": lambda entry: str(len(entry.differences)),
-        "p": lambda entry: _decimal(entry.p),
+        "p": lambda entry: _decimal(entry.p, 4),
     }
     if any(entry.p_holm is not None for entry in entries):
-        columns["p (Holm)"] = lambda entry: _decimal(entry.p_holm)
+        columns["p (Holm)"] = lambda entry: _decimal(entry.p_holm, 4)
     if any(entry.improvement is not None for entry in entries):
         columns["P(improvement)"] = lambda entry: _decimal(entry.improvement, 2)
     if any(entry.detectable is not None for entry in entries):
