@@ -81,6 +81,13 @@ def test_a_claim_stands_with_effect_verdict_registration_and_cost(folder):
     assert rows(page, "Own") == [["Own", "1", "1", "–", "–"]]
 
 
+def test_scores_beside_a_difference_are_of_the_cells_that_it_is_made_of(tmp_path):
+    arms = {"low": {"m": (0.1, 0.2)}, "high": {"m": (0.3, 0.5, 0.9)}}
+    lines = register([Claim("high", "low", "m", "higher", 0.01)], [], {}, {})
+    record(write_study(tmp_path / "mine", arms, claims=lines).directory, tmp_path / "records")
+    assert "0.150 → 0.400: +0.250" in claims_page(tmp_path / "records", tmp_path / "page.md")
+
+
 def test_claims_without_a_record_have_no_numbers_but_a_command(folder, tmp_path):
     studies = tmp_path / "studies"
     studies.mkdir()
