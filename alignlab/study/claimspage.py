@@ -25,8 +25,8 @@ What papers say of their objectives, and what studies found of it. This page is 
 against the smallest effect that was said to matter; all else is **inconclusive**. A claim was registered *before* the
 results if the study was first run with it before any cell of its two arms, or of the same untuned, was finished in the
 study's directory, else *after* so many of them; cells that an arm had before its settings were changed are told, too.
-The cost of a cell counts its stages. Intervals of mirrored ablations are over starts (or seeds) alone, without the variance
-of the items, which those of claims hold.
+The cost of a cell counts its stages. Intervals of mirrored ablations are over starts (or seeds) alone, without the
+variance of the items, which those of claims hold.
 """
 EMPTY, UNKNOWN = "–", "no record yet"
 
