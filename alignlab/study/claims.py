@@ -45,12 +45,17 @@ class Registered:
 
     Args:
         date: ISO 8601, UTC.
-        seen: Cells of the claim's two arms that were finished by then: 0 where it was made before it could be known.
+        seen: Cells of the claim's two arms that were finished by then in the study's directory, those of settings that
+            the study no longer has included, and of a tuned arm those at its default: 0 where it was made before it
+            could be known. Cells that somebody has deleted are not counted.
+        dropped: Finished cells of the two arms that the study had and no longer has: what an arm is has been changed
+            in knowledge of them.
     """
 
     claim: Claim
     date: str
     seen: int
+    dropped: int = 0
 
 
 def read_claims(
@@ -110,13 +115,17 @@ def _wrong(item: Any, arms: Mapping[str, Sequence[str]]) -> Iterable[str]:
 
 
 def register(
-    claims: Iterable[Claim], before: Iterable[Mapping[str, Any]], finished: Mapping[str, int]
+    claims: Iterable[Claim],
+    before: Iterable[Mapping[str, Any]],
+    finished: Mapping[str, int],
+    dropped: Mapping[str, int],
 ) -> list[dict[str, Any]]:
     """What the manifest says of the claims; those that it held before keep their date.
 
     Args:
         before: What the manifest said so far.
-        finished: Finished cells by arm.
+        finished: By arm, finished cells from which its results may be known.
+        dropped: By arm, those of them that the study no longer has.
     """
     known = {item["hash"]: item for item in before}
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -124,10 +133,18 @@ def register(
     for claim in claims:
         seen = finished.get(claim.arm, 0) + finished.get(claim.against, 0)
         first = known.get(claim.hash, {"date": now, "seen": seen})
-        lines.append({**asdict(claim), "hash": claim.hash, "date": first["date"], "seen": first["seen"]})
+        gone = dropped.get(claim.arm, 0) + dropped.get(claim.against, 0)
+        told = {"hash": claim.hash, "date": first["date"], "seen": first["seen"], "dropped": gone}
+        lines.append({**asdict(claim), **told})
     return lines
 
 
 def registered(lines: Iterable[Mapping[str, Any]]) -> tuple[Registered, ...]:
     """Claims as a manifest holds them."""
-    return tuple(Registered(Claim(**{key: line[key] for key in KEYS}), line["date"], line["seen"]) for line in lines)
+    return tuple(map(registered_of, lines))
+
+
+def registered_of(line: Mapping[str, Any]) -> Registered:
+    """A claim as a manifest, or a record, holds it."""
+    claim = Claim(**{key: line[key] for key in KEYS})
+    return Registered(claim, line["date"], line["seen"], line.get("dropped", 0))

@@ -23,8 +23,10 @@ What papers say of their objectives, and what studies found of it. This page is 
 {about}\
 **Supported** and **not supported** are said by one rule, the report's, of the paired difference and its 95 % interval,
 against the smallest effect that was said to matter; all else is **inconclusive**. A claim was registered *before* the
-results if the study was first run with it before any cell of its two arms was finished, else *after* so many of them.
-The cost of a cell counts its stages.
+results if the study was first run with it before any cell of its two arms, or of the same untuned, was finished in the
+study's directory, else *after* so many of them; cells that an arm had before its settings were changed are told, too.
+The cost of a cell counts its stages. Intervals of mirrored ablations are over starts (or seeds) alone, without the
+variance of the items, which those of claims hold.
 """
 EMPTY, UNKNOWN = "–", "no record yet"
 
@@ -134,14 +136,17 @@ def _row(test: Test, page: Path) -> list[str]:
     outcome = test.outcome
     found = EMPTY
     if outcome.difference is not None:
-        means = [test.record.mean(arm, claim.metric) for arm in (claim.against, claim.arm)]
+        means = test.record.means(claim.against, claim.arm, claim.metric)
         found = f"{means[0]:.3f} → {means[1]:.3f}: {signed(outcome.difference.mean)} {bounds(outcome.difference)}"
     verdict = f"**{outcome.verdict}**: {outcome.why}"
     if outcome.needed:
         verdict += f" ({count(outcome.needed, test.record.unit)} would probably decide it)"
     seen = outcome.registered.seen
     when = f"after {count(seen, 'cell')} of the results" if seen else "before the results"
-    return [*head, found, verdict, f"{when}, {outcome.registered.date[:10]}", _cost(test.record, claim)]
+    when += f", {outcome.registered.date[:10]}"
+    if outcome.registered.dropped:
+        when += f"; {count(outcome.registered.dropped, 'finished cell')} with other settings left out since"
+    return [*head, found, verdict, when, _cost(test.record, claim)]
 
 
 def _expected(claim: Claim) -> str:
@@ -193,7 +198,8 @@ def _studies(records: Iterable[Record], tests: Sequence[Test], page: Path) -> li
         commit = ((record.setup.get("git") or {}).get("commit") or "")[:8]
         made = [f"{name} {packages[name]}" for name in ("alignlab", "torch") if packages.get(name)]
         made += [f"commit {commit}"] if commit else []
-        took, notes = f"{record.hours:.1f} h of computation", " ".join(record.notes) or EMPTY
+        took = EMPTY if record.seconds is None else f"{record.seconds / 3600:.1f} h of computation"
+        notes = " ".join(record.notes) or EMPTY
         link = _link(record.name, Path(record.file) if record.file else None, page)
         rows.append([link, record.extent, took, f"`{record.command}`", ", ".join(made), record.recorded, notes])
     header = ["study", "extent", "took", "command", "made with", "recorded", "notes"]

@@ -27,7 +27,10 @@ def registration(registered: Registered) -> str:
     """When a claim was registered, and whether anything could be known by then."""
     date = registered.date.replace("T", " ").replace("Z", " UTC")
     known = f"after {count(registered.seen, 'cell')} of its arms had finished"
-    return f"registered {date}, {known if registered.seen else 'before any cell of its arms had finished'}"
+    when = known if registered.seen else "before any cell of its arms had finished"
+    dropped = count(registered.dropped, "finished cell")
+    since = f"; {dropped} of its arms, with other settings, left out since" if registered.dropped else ""
+    return f"registered {date}, {when}{since}"
 
 
 def grounds(judged: Judged, unit: str) -> str:
@@ -66,10 +69,10 @@ def evidence_sheet(results: Results) -> Sheet | None:
     columns: dict[str, Callable[[Entry], str]] = {
         "difference": lambda entry: f"{signed(entry.difference.mean)} {bounds(entry.difference)}",
         "pairs": lambda entry: str(len(entry.differences)),
-        "p": lambda entry: _decimal(entry.p),
+        "p": lambda entry: _decimal(entry.p, 4),
     }
     if any(entry.p_holm is not None for entry in entries):
-        columns["p (Holm)"] = lambda entry: _decimal(entry.p_holm)
+        columns["p (Holm)"] = lambda entry: _decimal(entry.p_holm, 4)
     if any(entry.improvement is not None for entry in entries):
         columns["P(improvement)"] = lambda entry: _decimal(entry.improvement, 2)
     if any(entry.detectable is not None for entry in entries):

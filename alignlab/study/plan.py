@@ -1,6 +1,5 @@
 """Study: arms x starts x seeds, expanded into cells and validated before the first one starts."""
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,8 +9,9 @@ from alignlab.errors import InputError
 from alignlab.study.cells import Cell, Maker, judged_arms, owners, refused, share, with_differences, with_tried
 from alignlab.study.claims import Claim, register
 from alignlab.study.file import StudyFile, read
+from alignlab.study.keys import slug
 from alignlab.study.layers import arm_configs
-from alignlab.study.state import MANIFEST, read_json, write_json
+from alignlab.study.state import MANIFEST, METRICS, read_json, write_json
 from alignlab.study.trials import make_trials, make_tuned, seen
 from alignlab.study.tuning import Tuning, choose, tuned_name
 
@@ -108,16 +108,30 @@ class Study:
         names = ("name", "description", "arms", "starts", "seeds", "against", "baseline", "oracle", "placebo")
         names += ("metrics", "tradeoff", "notes", "tuned")
         before = (read_json(self.directory / MANIFEST) or {}).get("claims", [])
-        finished = Counter(cell.arm for cell in self.cells if cell.state == "finished")
+        finished, dropped = self._known()
         manifest = {
             "command": command,
             **{name: vars(self)[name] for name in names},
-            "claims": register(self.claims, before, finished),
+            "claims": register(self.claims, before, finished, dropped),
             "tuning": None if self.tuning is None else self.tuning.manifest(),
             "cells": [self._line(cell) for cell in self.cells],
             "trials": [self._line(cell) for cell in self.trials],
         }
         write_json(self.directory / MANIFEST, manifest)
+
+    def _known(self) -> tuple[dict[str, int], dict[str, int]]:
+        """By arm, finished cells from which its results may be known, and those of them that are planned no longer."""
+        planned = {arm: {cell.directory for cell in self.cells if cell.arm == arm} for arm in self.arms}
+        old = {arm: {file.parent for file in self._folder(arm).glob(f"*/{METRICS}")} for arm in self.arms}
+        known = {arm: old[arm] | {place for place in planned[arm] if (place / METRICS).is_file()} for arm in self.arms}
+        for arm in () if self.tuning is None else self.tuning.settings:  # its results tell much of it when tuned
+            known[tuned_name(arm)] = known.get(tuned_name(arm), set()) | known[arm]
+        dropped = {arm: len(old[arm] - planned[arm]) for arm in self.arms}
+        return {arm: len(places) for arm, places in known.items()}, dropped
+
+    def _folder(self, arm: str) -> Path:
+        """Of an arm's cells, but those that another arm had before."""
+        return self.directory / "cells" / slug(arm)
 
     def _line(self, cell: Cell) -> dict[str, Any]:
         """A cell as the manifest holds it."""

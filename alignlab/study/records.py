@@ -5,22 +5,23 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from alignlab.errors import InputError
-from alignlab.study.claims import KEYS, Claim, Registered
+from alignlab.study.audit import total_costs
+from alignlab.study.claims import Registered, registered_of
 from alignlab.study.comparison import Entry, compare
 from alignlab.study.results import CellResult, Results
-from alignlab.study.state import METRICS, read_json
-from alignlab.study.statistics import Interval, Pair
+from alignlab.study.state import read_json
+from alignlab.study.statistics import Interval, Pair, unit_means
 from alignlab.study.wording import count
 
 FORMAT = 1
 DIGITS = 6
 COSTS = ("seconds", "flops", "steps", "samples", "tokens", "trained", "peak_memory_mib")
-"""What a cell took, its stages that train or build pairs included; parameters and memory are the last training's."""
+"""What a cell took, its stages that train or build pairs included, as the report's table of costs has it."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class Record:
         extent: How large it is and how much of it was finished, in words.
         cells: Arm, start, seed, ``scores`` and ``costs`` of every finished cell, by name.
         setup: Versions and hardware of its first finished cell.
+        unit: What intervals count, start or seed.
+        seconds: Of computation, tuning included; None where one of the runs did not write them down.
     """
 
     name: str
@@ -64,6 +67,8 @@ class Record:
     cells: tuple[dict[str, Any], ...]
     outcomes: tuple[Outcome, ...]
     setup: Mapping[str, Any]
+    unit: str
+    seconds: float | None
 
     @classmethod
     def read(cls, path: Path) -> "Record":
@@ -76,7 +81,7 @@ class Record:
         if content is None or content.get("format") != FORMAT:
             what = "no such file or no JSON" if content is None else f"format {content.get('format')!r}, not {FORMAT}"
             raise InputError(f"{path}: not the record of a study: {what}; `alignlab study record DIR` makes one")
-        texts = {key: content[key] for key in ("name", "description", "command", "file", "recorded", "extent")}
+        texts = {key: content[key] for key in ("name", "description", "command", "file", "recorded", "extent", "unit")}
         return cls(
             **texts,
             baseline=content["baseline"],
@@ -85,6 +90,7 @@ class Record:
             cells=tuple(_cells(content)),
             outcomes=tuple(map(_outcome, content["claims"])),
             setup=content["setup"],
+            seconds=content["seconds"],
         )
 
     @property
@@ -92,16 +98,6 @@ class Record:
         """The first sentence of the description."""
         ends = [place for mark in "?." if (place := f"{self.description} ".find(f"{mark} ")) >= 0]
         return self.description[: min(ends) + 1] if ends else self.description
-
-    @property
-    def unit(self) -> str:
-        """What intervals count."""
-        return "start" if len({cell["start"] for cell in self.cells}) > 1 else "seed"
-
-    @cached_property
-    def hours(self) -> float:
-        """Of computation, had no stage been shared."""
-        return sum(cell["costs"]["seconds"] or 0 for cell in self.cells) / 3600
 
     def values(self, arm: str, metric: str) -> dict[Pair, float]:
         """A metric of an arm's finished cells."""
@@ -111,10 +107,12 @@ class Record:
             if cell["arm"] == arm and cell["scores"].get(metric) is not None
         }
 
-    def mean(self, arm: str, metric: str) -> float:
-        """Of an arm's finished cells, of which one has the metric at least."""
-        values = self.values(arm, metric).values()
-        return sum(values) / len(values)
+    def means(self, one: str, other: str, metric: str) -> tuple[float, float]:
+        """Of two arms over units, of what both have: (start, seed) of which there is one at least."""
+        ours, theirs = self.values(one, metric), self.values(other, metric)
+        common = [{pair: values[pair] for pair in ours if pair in theirs} for values in (ours, theirs)]
+        first, second = (fmean(unit_means(values, self.unit)) for values in common)
+        return first, second
 
     def cost(self, arm: str, name: str) -> float | None:
         """Mean over an arm's finished cells; None where one of them did not write it down."""
@@ -169,6 +167,8 @@ def content_of(results: Results, notes: Sequence[str] = ()) -> dict[str, Any]:
         "file": _file(results.command),
         "recorded": datetime.now(UTC).strftime("%Y-%m-%d"),
         "extent": _extent(results),
+        "unit": results.unit,
+        "seconds": _seconds(results),
         "against": results.against,
         "setup": {key: first.get(key) for key in ("packages", "python", "platform", "threads", "hardware", "git")},
         "notes": [*results.notes, *notes],
@@ -199,7 +199,8 @@ def _judged(results: Results, claim: Registered) -> dict[str, Any]:
     from alignlab.study.verdicts import judge
 
     judged = judge(results, claim)
-    told = asdict(claim.claim) | {"hash": claim.claim.hash, "date": claim.date, "seen": claim.seen}
+    told = asdict(claim.claim) | {"hash": claim.claim.hash, "date": claim.date}
+    told |= {"seen": claim.seen, "dropped": claim.dropped}
     entry = replace(judged.entry, finding=judged.finding)
     return told | {"entry": _entry(entry), "finding": _finding(entry)}
 
@@ -224,19 +225,21 @@ def _cell(cell: CellResult, names: Sequence[str]) -> list[Any]:
 
 
 def costs(cell: CellResult) -> dict[str, float | None]:
-    """What a finished cell took by the names of ``COSTS``, stages included; None for what a run did not write down."""
-    stages = (read_json(cell.directory / "stages.json") or {}).values()
-    runs = [cell.metrics, *(read_json(cell.directory / place / METRICS) or {} for place in stages)]
-    training = [run for run in runs if run.get("pairs") is None]
-    spent = {name: _total(run.get(name) for run in training) for name in ("steps", "samples", "tokens")}
-    spent["seconds"] = _total(sum(run["seconds"].values()) if "seconds" in run else None for run in runs)
-    spent["flops"] = _total(sum(run["flops"].values()) if run.get("flops") else None for run in training)
-    return spent | {"trained": cell.trained, "peak_memory_mib": cell.metrics.get("peak_memory_mib")}
+    """What a finished cell took by the names of ``COSTS``, stages included; None for what is not known."""
+    whole = cell.whole_costs
+    spent = {name: getattr(whole, name) for name in ("steps", "samples", "tokens", "trained")}
+    spent |= {"seconds": _sum(whole.training, whole.evaluation), "flops": _sum(whole.forward, whole.backward)}
+    return spent | {"peak_memory_mib": whole.memory}
 
 
-def _total(values: Iterator[float | None]) -> float | None:
-    found = list(values)
-    return None if None in found else sum(found)
+def _seconds(results: Results) -> float | None:
+    """Of computation: cells of tuning included, and each stage once."""
+    total = total_costs(replace(results, cells=(*results.cells, *results.trials)))
+    return _sum(total.training, total.evaluation)
+
+
+def _sum(*values: float | None) -> float | None:
+    return None if None in values else sum(values)
 
 
 def _dumped(content: Mapping[str, Any]) -> str:
@@ -272,7 +275,6 @@ def _cells(content: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _outcome(line: Mapping[str, Any]) -> Outcome:
-    claim = Registered(Claim(**{key: line[key] for key in KEYS}), line["date"], line["seen"])
     entry = line["entry"]
     difference = None if entry["difference"] is None else Interval(*entry["difference"])
-    return Outcome(claim, difference, entry["pairs"], **line["finding"])
+    return Outcome(registered_of(line), difference, entry["pairs"], **line["finding"])

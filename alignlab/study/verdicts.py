@@ -13,8 +13,9 @@ RULE = (
     "A claim is not supported where the 95 % interval of the paired difference excludes every effect of the size that "
     "was declared to matter, on the claimed side. It is supported where the interval excludes 0, on the claimed side, "
     "all units (starts, or seeds where there is one start) agree in sign, and the comparison is matched. All else is "
-    "inconclusive. A difference that nobody made a claim of is supported by the same rule, in its own direction, and "
-    "never not supported, as no size was declared. The units said to be needed are those at which the interval would "
+    "inconclusive, the same difference in every unit included, as it tells no spread. A difference that "
+    "nobody made a claim of is supported by the same rule, in its own direction, and never not supported, as no size "
+    "was declared. The units said to be needed are those at which the interval would "
     "decide with a probability of 80 %, were the difference as large and as scattered as seen; signs may disagree even "
     "then."
 )

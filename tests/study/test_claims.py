@@ -1,12 +1,15 @@
 """What a study is expected to show is checked, known by a hash, and dated when it is first run with."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from alignlab.errors import InputError
 from alignlab.study import Study
 from alignlab.study.claims import Claim, register, registered
+from alignlab.study.evidence import registration
+from alignlab.study.tuning import Tuning
 
 STUDY = """
 base: base.yaml
@@ -44,10 +47,38 @@ def test_claims_are_against_what_the_arm_is_compared_with_and_dated_once(load):
 
 
 def test_claims_made_after_results_say_so():
-    lines = register([CLAIM], [], {"CAL": 2, "MLE": 3, "InfoNCE": 4})
+    lines = register([CLAIM], [], {"CAL": 2, "MLE": 3, "InfoNCE": 4}, {"CAL": 1})
     assert lines[0]["seen"] == 5
     (back,) = registered(json.loads(json.dumps(lines)))
-    assert back.claim == CLAIM and back.claim.hash == lines[0]["hash"] and back.seen == 5
+    assert back.claim == CLAIM and back.claim.hash == lines[0]["hash"] and (back.seen, back.dropped) == (5, 1)
+
+
+def test_results_that_a_study_no_longer_has_were_known_all_the_same(load):
+    study = load(GOOD)
+    study.save("alignlab")
+    for cell in study.cells:
+        cell.directory.mkdir(parents=True)
+        (cell.directory / "metrics.json").write_text(json.dumps({"config_hash": cell.digest, "scores": {}}))
+    base = study.directory.parent / "base.yaml"
+    base.write_text(base.read_text().replace("max_steps: 4", "max_steps: 5"))
+    load(GOOD.replace("}]", f"}}, {GOOD[1:-1].replace('higher', 'lower')}]")).save("alignlab")
+    kept, new = registered(json.loads((study.directory / "study.json").read_text())["claims"])
+    assert (kept.seen, kept.dropped) == (0, 2) and registration(kept).endswith(
+        "before any cell of its arms had finished; 2 finished cells of its arms, with other settings, left out since"
+    )
+    assert (new.seen, new.dropped) == (2, 2)
+
+
+def test_a_claim_of_a_tuned_arm_is_made_after_the_results_of_the_arm_at_its_default(load):
+    study = load("[]")
+    study.save("alignlab")
+    for cell in study.cells:
+        cell.directory.mkdir(parents=True)
+        (cell.directory / "metrics.json").write_text("{}")
+    metric = {arm: "caption/exact" for arm in study.arms}
+    tuning = Tuning({arm: ("default", "more") for arm in study.arms}, metric, {}, {}, {}, study.arms)
+    replace(study, tuning=tuning, claims=(replace(CLAIM, arm="CAL, tuned", against="MLE, tuned"),)).save("alignlab")
+    assert json.loads((study.directory / "study.json").read_text())["claims"][0]["seen"] == 2
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def folder(tmp_path) -> Path:
         Claim("middle", "low", "m", "higher", 0.01, "The middle is best.", "Own, arXiv:0000.00000"),
         Claim("middle", "high", "m", "higher", 0.01, "The middle is best.", "Own, Table 3"),
     ]
-    lines = register(claims, [], {"high": 2})
+    lines = register(claims, [], {"high": 2}, {})
     results = write_study(tmp_path / "mine", ARMS, claims=lines, command="alignlab study run mine.yaml")
     record(results.directory, tmp_path / "records")
     return tmp_path / "records"
@@ -79,6 +79,13 @@ def test_a_claim_stands_with_effect_verdict_registration_and_cost(folder):
     assert helps[6] == "33 s, 1.00 × the time"
     assert fails[4].startswith("**not supported**: ") and fails[5].startswith("after 2 cells of the results, 2")
     assert rows(page, "Own") == [["Own", "1", "1", "–", "–"]]
+
+
+def test_scores_beside_a_difference_are_of_the_cells_that_it_is_made_of(tmp_path):
+    arms = {"low": {"m": (0.1, 0.2)}, "high": {"m": (0.3, 0.5, 0.9)}}
+    lines = register([Claim("high", "low", "m", "higher", 0.01)], [], {}, {})
+    record(write_study(tmp_path / "mine", arms, claims=lines).directory, tmp_path / "records")
+    assert "0.150 → 0.400: +0.250" in claims_page(tmp_path / "records", tmp_path / "page.md")
 
 
 def test_claims_without_a_record_have_no_numbers_but_a_command(folder, tmp_path):

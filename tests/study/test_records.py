@@ -20,7 +20,7 @@ COMMAND = "alignlab study run studies/mine.yaml --jobs 2"
 @pytest.fixture
 def study(tmp_path):
     """Its directory; two arms of three seeds, of which the first has one score fewer."""
-    claims = register([CLAIM], [], {"own": 1})
+    claims = register([CLAIM], [], {"own": 1}, {})
     results = write_study(tmp_path / "mine", VALUES, claims=claims, command=COMMAND, description="Does it? Perhaps.")
     return results.directory
 
@@ -52,21 +52,25 @@ def test_a_record_keeps_comparisons_as_they_were(study, tmp_path):
 
 
 def test_costs_count_stages_and_what_was_not_written_down_is_unknown(study, tmp_path):
-    cell = study / "cells" / "own" / "own0"
+    cells = [study / "cells" / "own" / f"own{seed}" for seed in (0, 1)]
+    model = {"steps": 5, "samples": 50, "seconds": {"fit": 6.0, "evaluate": 1.0}, "parameters": {"trained": 1500}}
+    model |= {"flops": {"forward": 1.0, "backward": 2.0}}
     for name, metrics in (
-        ("model", {"steps": 5, "samples": 50, "seconds": {"fit": 7.0}, "flops": {"forward": 1.0, "backward": 2.0}}),
+        ("model", model),
         ("pairs", {"pairs": {"splits": {}}, "seconds": {"pairs": 4.0}}),
     ):
         (study / "stages" / name).mkdir(parents=True)
         (study / "stages" / name / "metrics.json").write_text(json.dumps(metrics))
-    (cell / "stages.json").write_text('{"model": "../../../stages/model", "pairs": "../../../stages/pairs"}')
+    for cell in cells:
+        (cell / "stages.json").write_text('{"model": "../../../stages/model", "pairs": "../../../stages/pairs"}')
     back = Record.read(record(study, tmp_path))
     costs = {each["seed"]: each["costs"] for each in back.cells if each["arm"] == "own"}
     assert (costs[0]["steps"], costs[0]["samples"], costs[0]["seconds"]) == (25, 1330, 44.0)
-    assert (costs[1]["steps"], costs[1]["seconds"], costs[1]["trained"]) == (20, 33.0, 1000)
+    assert (costs[2]["steps"], costs[2]["seconds"], costs[2]["trained"]) == (20, 33.0, 1000)
+    assert costs[0]["trained"] == 1500  # as the report has it
     assert costs[0]["flops"] is None  # of the stage alone they are known
-    assert back.cost("own", "seconds") == pytest.approx((44 + 33 + 33) / 3)
-    assert back.cost("own", "flops") is None and back.hours == pytest.approx((5 * 33 + 44) / 3600)
+    assert back.cost("own", "seconds") == pytest.approx((44 + 44 + 33) / 3)
+    assert back.cost("own", "flops") is None and back.seconds == 6 * 33 + 11  # both cells share the stages
 
 
 def test_a_later_record_takes_the_place_of_the_earlier_one(study, tmp_path, capsys):

@@ -42,7 +42,7 @@ def stored(path: Path) -> Iterator[Record]:
 @pytest.fixture
 def directory(tmp_path) -> Path:
     """A study with claims, figures and a picture."""
-    claims = register([Claim("own", "MLE", "m", "higher", 0.01)], [], {})
+    claims = register([Claim("own", "MLE", "m", "higher", 0.01)], [], {}, {})
     values = {"MLE": {"m": (0.1, 0.2, 0.3)}, "own": {"m": (0.2, 0.31, 0.42)}}
     folder = write_study(tmp_path / "mine", values, claims=claims).directory
     for arm in values:
