@@ -56,7 +56,7 @@ def unmatched(results: Results, arm: str, reference: str | None = None, *, metri
     """As ``mismatches``, with what each is about."""
     reference = results.reference(arm) if reference is None else reference
     pairs = [] if arm == reference else _pairs(results, arm, reference)
-    if not pairs:
+    if all(ours.directory == theirs.directory for ours, theirs in pairs):  # no pairs, or a tuned arm at its default
         return []
     whose = f"{arm} and {reference}"
     budgets = [(label, *_budget(pairs, name)) for name, label in BUDGET.items()]

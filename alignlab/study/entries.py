@@ -113,7 +113,8 @@ def row(results: Results, metric: str) -> dict[str, Entry]:
             arm: measure(results, arm, metric, None if arm == results.baseline else results.reference(arm))
             for arm in results.arms
         }
-        adjusted = holm({arm: entry.p for arm, entry in entries.items() if entry.p is not None})
+        compared = {arm: entry.p for arm, entry in entries.items() if entry.p is not None}
+        adjusted = holm({arm: p for arm, p in compared.items() if not results.is_copy(arm)})
         results.memory["row", metric] = {
             arm: replace(entry, p_holm=adjusted.get(arm)) for arm, entry in entries.items()
         }

@@ -8,11 +8,12 @@ import threading
 import time
 import types
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import connection
 from multiprocessing.context import ForkServerProcess
+from pathlib import Path
 
 from rich.console import Console
 
@@ -54,7 +55,10 @@ class Running:
 
 
 class Local:
-    """Runs the cells here and now, some at a time."""
+    """Runs the cells here and now, some at a time; one that fails is not tried again by the same launcher."""
+
+    def __init__(self) -> None:
+        self._failed: dict[Path, Cell] = {}
 
     def prepare(self) -> None:
         """Let imports go on while the cells are validated."""
@@ -63,11 +67,19 @@ class Local:
     def start(self, study: Study, *, jobs: int | None, command: str, console: Console) -> list[Cell] | None:
         """``launch``, shown as bars on a terminal and as lines elsewhere."""
         display = Bars(console) if console.is_terminal else Lines(console)
-        return launch(study, jobs=jobs, command=command, display=display)
+        failed = launch(study, jobs=jobs, command=command, display=display, leave=self._failed)
+        self._failed |= {cell.directory: cell for cell in failed}
+        return list(self._failed.values())
 
 
 def launch(
-    study: Study, *, jobs: int | None = None, command: str = "", display: Display | None = None, work: Work = train
+    study: Study,
+    *,
+    jobs: int | None = None,
+    command: str = "",
+    display: Display | None = None,
+    work: Work = train,
+    leave: Collection[Path] = (),
 ) -> list[Cell]:
     """Run the cells that are not finished; interrupted ones resume, and a failure stops no other cell.
 
@@ -80,6 +92,7 @@ def launch(
         command: What the user typed, for the report.
         display: Shows progress; default nothing.
         work: What a child does with a cell that needs one process.
+        leave: Directories of cells that are not tried, as they have failed a moment ago.
 
     Returns:
         The cells that failed.
@@ -94,7 +107,7 @@ def launch(
     display = display or Display()
     with locked(study):
         study.save(command)
-        cells = study.unique
+        cells = [cell for cell in study.unique if cell.directory not in leave]
         unfinished = [cell for cell in cells if cell.state != "finished"]
         _refuse_nodes(unfinished)
         waiting = deque(cell for cell in unfinished if position(cell.directory) is None)
