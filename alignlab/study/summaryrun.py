@@ -51,7 +51,7 @@ def summarize(results: Results) -> bool:
 
     tables |= {f"gallery/{name}": table for name, table in _gallery(results)}
     manifest = read_json(results.directory / MANIFEST) or {}
-    config = {key: value for key, value in manifest.items() if key != "cells"}
+    config = {key: value for key, value in manifest.items() if key not in ("cells", "trials")}
     summary = _summary(results, tables, files)
     try:
         place = {"folder": results.directory, "name": results.name, "id": _id(results)}
