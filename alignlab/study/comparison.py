@@ -77,6 +77,7 @@ def trade_note(results: Results) -> str:
         f"Each arm's mean over its {results.unit}s with 95 % intervals, and its cells as faint points; dashed lines "
         f"cross at {results.baseline}, the baseline, and what is better has {better[0]} and {better[1]}."
     )
+    note += " A square is the tuned arm of its colour." if results.tuned else ""
     return note + "".join(f" The area of a point is its {metric}; a hollow one has none." for metric in more)
 
 

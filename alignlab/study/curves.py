@@ -1,7 +1,7 @@
-"""curves: how the losses of an arm fell, as a band over its cells."""
+"""curves: how the losses of an arm fell, as a band over its units."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib import rc_context
@@ -12,11 +12,13 @@ from matplotlib.ticker import MaxNLocator
 from alignlab.study.figures import ARMS, SETTINGS, Drawing, name_of
 from alignlab.study.plots import color_index
 from alignlab.study.results import CellResult, Results
-from alignlab.study.statistics import mean_interval
+from alignlab.study.statistics import mean_interval, unit_means
 
 LOSSES = {"train/loss": "-", "val/loss": "--"}
 FEWEST = 3
-"""Cells of a band; fewer are drawn one by one."""
+"""Units (starts, else seeds) of a band; cells of fewer are drawn one by one."""
+
+Unit = Literal["start", "seed"]
 
 MOST_STEPS = 120
 """Drawn of one curve, evenly spread, so that a page of long runs stays light; the data have all."""
@@ -38,18 +40,20 @@ def curve_plot(results: Results, arm: str, *, wide: bool = False) -> Drawing | N
         axes = figure.subplots()
         figure.subplots_adjust(left=0.13, right=0.97, top=0.96, bottom=0.19)
         for metric, style in LOSSES.items():
-            _draw(axes, cells, metric, style, ARMS[color_index(results, arm)])
+            _draw(axes, cells, metric, style, ARMS[color_index(results, arm)], results.unit)
         axes.set_xlabel("optimizer steps")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.margins(x=0.02)
-    label = f"learning curves of {arm}: training loss solid, validation loss dashed"
+    dashed = ", validation loss dashed" if any(cell.curve("val/loss")[0] for cell in cells) else ""
+    label = f"learning curves of {arm}: training loss solid{dashed}"
     return Drawing(name_of("curves", arm), label, figure, ("metric", "start", "seed", "step", "value"), _rows(cells))
 
 
-def _draw(axes: Axes, cells: Sequence[CellResult], metric: str, style: str, color: str) -> None:
+def _draw(axes: Axes, cells: Sequence[CellResult], metric: str, style: str, color: str, unit: Unit) -> None:
     finished = [cell for cell in cells if cell.finished and cell.curve(metric)[0]]
-    banded = finished if len(finished) >= FEWEST else []
+    units = unit_means(dict.fromkeys((cell.pair for cell in finished), 0.0), unit)
+    banded = finished if len(units) >= FEWEST else []
     for cell in cells:
         steps, values = (sparse(each) for each in cell.curve(metric))
         if steps and cell not in banded:
@@ -59,7 +63,8 @@ def _draw(axes: Axes, cells: Sequence[CellResult], metric: str, style: str, colo
     if not steps:
         return
     steps, rows = sparse(steps), sparse(rows)
-    means = [mean_interval(row) for row in rows]
+    pairs = [cell.pair for cell in finished]
+    means = [mean_interval(unit_means(dict(zip(pairs, row, strict=True)), unit)) for row in rows]
     marker = "" if len(steps) > 1 else "."
     axes.plot(steps, [mean.mean for mean in means], style, marker=marker, color=color, linewidth=2)
     if banded and len(steps) > 1:

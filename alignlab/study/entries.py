@@ -114,7 +114,7 @@ def row(results: Results, metric: str) -> dict[str, Entry]:
             for arm in results.arms
         }
         compared = {arm: entry.p for arm, entry in entries.items() if entry.p is not None}
-        adjusted = holm({arm: p for arm, p in compared.items() if not results.is_copy(arm)})
+        adjusted = holm({arm: p for arm, p in compared.items() if not results.copies(arm, results.reference(arm))})
         results.memory["row", metric] = {
             arm: replace(entry, p_holm=adjusted.get(arm)) for arm, entry in entries.items()
         }

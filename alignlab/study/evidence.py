@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 
+from alignlab.study.calibration import gain
 from alignlab.study.claims import Claim, Registered
 from alignlab.study.comparison import compare
 from alignlab.study.entries import Entry, measure
 from alignlab.study.results import Results
 from alignlab.study.sheets import Item, Sheet
 from alignlab.study.verdicts import Judged, judge
-from alignlab.study.wording import MINUS, bounds, count, score, signed
+from alignlab.study.wording import bounds, count, signed
 
 TONES = {"supported": "right", "not supported": "wrong", "inconclusive": ""}
 
@@ -105,13 +106,29 @@ def tuning_sheet(results: Results) -> Sheet | None:
     """Each tuned arm beside the same at its own default; None in a study that tunes nothing."""
     if not (results.tuned and results.finished):
         return None
-    rows = []
-    for metric in results.metrics:
-        for arm, default in results.tuned.items():
-            before, after = compare(results, default, metric), measure(results, arm, metric, default)
-            change = f"{signed(after.difference.mean)} {bounds(after.difference)}" if after.difference else "n/a"
-            texts = (score(before.score), score(after.score), change)
-            rows.append((Item(metric), Item(default, arm=default), *map(Item, texts)))
-    titles = ("metric", "arm", "default", "tuned", f"tuned {MINUS} default")
-    note = "Every arm at its own default, and with the best of the settings that were tried for it on validation data."
-    return Sheet("Default and tuned", note, tuple(map(Item, titles)), tuple(rows))
+    chosen = results.tuning.chosen if results.tuning else {}
+    rows = [
+        (
+            Item(default, arm=default),
+            Item(chosen.get(default) or ""),
+            *(_change(results, arm, metric) for metric in results.metrics),
+        )
+        for arm, default in results.tuned.items()
+    ]
+    note = (
+        "Mean scores of every arm at its own default, and behind the arrow with the setting that did best of those "
+        "tried for it on validation data; coloured where the interval of the paired difference excludes 0."
+    )
+    return Sheet("Default and tuned", note, tuple(map(Item, ("arm", "chosen", *results.metrics))), tuple(rows))
+
+
+def _change(results: Results, arm: str, metric: str) -> Item:
+    default = results.tuned[arm]
+    before, after = compare(results, default, metric).score, measure(results, arm, metric, default)
+    if before is None or after.score is None:
+        return Item("n/a")
+    if results.copies(arm, default):
+        return Item(f"{before.mean:.3f}")
+    better = gain(metric, after.difference.mean) > 0 if after.clear else None
+    tone = "" if better is None else "right" if better else "wrong"
+    return Item(f"{before.mean:.3f} → {after.score.mean:.3f}", tone)

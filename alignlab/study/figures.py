@@ -133,10 +133,12 @@ def write(drawings: Iterable[Drawing], folder: Path) -> dict[str, str]:
 def _write(drawing: Drawing, place: Path) -> None:
     with rc_context(SETTINGS):
         drawing.figure.set_facecolor(CARD)
+        title = drawing.figure.text(0.01, 1.0, drawing.label, ha="left", va="bottom")  # a page has headings instead
         for suffix, canvas in (("svg", FigureCanvasSVG), ("png", FigureCanvasAgg)):
             canvas(drawing.figure)
             metadata = {"Date": None, "Creator": None} if suffix == "svg" else {"Software": None}
-            drawing.figure.savefig(f"{place}.{suffix}", dpi=DPI, metadata=metadata)
+            drawing.figure.savefig(f"{place}.{suffix}", dpi=DPI, bbox_inches="tight", metadata=metadata)
+        title.remove()
     write_csv(Path(f"{place}.csv"), drawing.header, drawing.rows)
 
 

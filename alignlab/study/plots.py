@@ -17,7 +17,8 @@ from alignlab.study.statistics import Interval
 
 
 def color_index(results: Results, arm: str) -> int:
-    """The number of an arm's colour: 0 for the baseline."""
+    """The number of an arm's colour: 0 for the baseline; a tuned arm has that of its arm."""
+    arm = results.tuned.get(arm, arm)
     if arm == results.baseline:
         return 0
     return 1 + results.others.index(arm) % (len(ARMS) - 1)
@@ -36,14 +37,16 @@ def effect_plot(results: Results, entries: Sequence[Entry]) -> Drawing:
     with rc_context(SETTINGS):
         figure = Figure(figsize=(340 / 72, height / 72))
         axes = figure.subplots()
-        figure.subplots_adjust(left=0.37, right=0.97, top=1 - 4 / height, bottom=38 / height)
+        names = [_row_name(results, entry) for entry in rows]
+        left = max(0.37, (6 * max(map(len, names)) + 12) / 340)
+        figure.subplots_adjust(left=left, right=0.97, top=1 - 4 / height, bottom=38 / height)
         for row, entry in enumerate(rows):
             if isinstance(entry, str):
                 place = {"transform": axes.get_yaxis_transform(), "va": "center", "size": 10, "color": MUTED}
-                axes.text(-0.56, row, f"against {short(entry, 30)}", ha="left", **place)
+                axes.text(-0.9 * left / (0.97 - left), row, f"against {short(entry, 30)}", ha="left", **place)
             else:
                 _draw_difference(axes, row, entry, ARMS[color_index(results, entry.arm)])
-        axes.set_yticks(range(len(rows)), [_row_name(results, entry) for entry in rows])
+        axes.set_yticks(range(len(rows)), names)
         axes.tick_params(axis="y", labelcolor=INK, labelsize=11)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.axvline(0, color=MUTED, linewidth=1)
@@ -67,7 +70,7 @@ def _grouped(results: Results, entries: Sequence[Entry]) -> list[Entry | str]:
 def _row_name(results: Results, row: Entry | str) -> str:
     if isinstance(row, str):
         return ""
-    return short(row.arm, 18) + (" ≠" if mismatches(results, row.arm) else "")
+    return short(row.arm, 26) + (" ≠" if mismatches(results, row.arm) else "")
 
 
 def _better(metric: str) -> str:

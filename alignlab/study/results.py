@@ -229,9 +229,9 @@ class Results:
         """The arm that another is compared with."""
         return self.against.get(arm, self.baseline)
 
-    def is_copy(self, arm: str) -> bool:
-        """Whether an arm has no other cells than the one it is compared with: a tuned one that stays at its default."""
-        return {cell.directory for cell in self.of(arm)} <= {cell.directory for cell in self.of(self.reference(arm))}
+    def copies(self, arm: str, other: str) -> bool:
+        """Whether an arm has no cells of its own, but another's: a tuned one that stays at its default."""
+        return {cell.directory for cell in self.of(arm)} <= {cell.directory for cell in self.of(other)}
 
     def label(self, arm: str) -> str:
         """An arm's name beside its differences; with what they are to, where that is not the baseline."""

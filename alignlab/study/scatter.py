@@ -99,7 +99,9 @@ def _scatter(
             scale("log" if log else "linear")
         for trade in trades:
             color = ARMS[color_index(results, trade.arm)]
-            _draw_trade(axes, trade, color, trade.arm == results.baseline, marks[trade.arm])
+            _draw_trade(axes, trade, color, _shape(results, trade.arm), marks[trade.arm])
+            if trade.arm == results.baseline:
+                _draw_cross(axes, trade)
         axes.margins(0.14)
         axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())  # as names are placed in a plot that stays as it is
         axes.set(xlabel=titles[0], ylabel=titles[1])
@@ -107,7 +109,7 @@ def _scatter(
             axis.set_major_locator(_ratio_ticks(axis) if axis.get_scale() == "log" else _ticks())
             axis.set_major_formatter(tick)
             axis.set_minor_locator(NullLocator())
-        _draw_names(axes, results, trades)
+        _draw_names(axes, results, [trade for trade in trades if trade.arm not in results.tuned])
     return figure
 
 
@@ -137,7 +139,7 @@ def _draw_sizes(figure: Figure, metric: str, most: float) -> None:
     figure.legend(dots, names, borderpad=0.2, handletextpad=0.3, columnspacing=1.2, **legend)
 
 
-def _draw_trade(axes: Axes, trade: Trade, color: str, is_baseline: bool, mark: Mark) -> None:
+def _draw_trade(axes: Axes, trade: Trade, color: str, shape: str, mark: Mark) -> None:
     gain, cost = trade.means
     width, hollow = mark
     axes.plot(*trade.cells, "o", color=color, alpha=0.35, ms=4.5, mew=0)
@@ -146,10 +148,19 @@ def _draw_trade(axes: Axes, trade: Trade, color: str, is_baseline: bool, mark: M
     if cost.low is not None:
         axes.plot([gain.mean] * 2, [cost.low, cost.high], color=color, linewidth=1.2)
     edge = {"mfc": CARD, "mec": color, "mew": 1.8} if hollow else {"mfc": color, "mec": CARD, "mew": 1.2}
-    axes.plot(gain.mean, cost.mean, "D" if is_baseline else "o", ms=width, zorder=5 - width / 100, **edge)
-    if is_baseline:
-        for line, place in ((axes.axvline, gain.mean), (axes.axhline, cost.mean)):
-            line(place, color=MUTED, linewidth=0.8, linestyle=(0, (3, 4)), zorder=1)
+    axes.plot(gain.mean, cost.mean, shape, ms=width, zorder=5 - width / 100, **edge)
+
+
+def _shape(results: Results, arm: str) -> str:
+    """A diamond is the baseline, a square a tuned arm, which has the colour of its default and no name."""
+    return "D" if arm == results.baseline else "s" if arm in results.tuned else "o"
+
+
+def _draw_cross(axes: Axes, trade: Trade) -> None:
+    """Lines that meet at the baseline."""
+    gain, cost = trade.means
+    for line, place in ((axes.axvline, gain.mean), (axes.axhline, cost.mean)):
+        line(place, color=MUTED, linewidth=0.8, linestyle=(0, (3, 4)), zorder=1)
 
 
 def _draw_names(axes: Axes, results: Results, trades: Sequence[Trade]) -> None:

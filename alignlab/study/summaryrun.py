@@ -51,7 +51,7 @@ def summarize(results: Results) -> bool:
 
     tables |= {f"gallery/{name}": table for name, table in _gallery(results)}
     manifest = read_json(results.directory / MANIFEST) or {}
-    config = {key: value for key, value in manifest.items() if key != "cells"}
+    config = {key: value for key, value in manifest.items() if key not in ("cells", "trials")}
     summary = _summary(results, tables, files)
     try:
         place = {"folder": results.directory, "name": results.name, "id": _id(results)}
@@ -162,7 +162,7 @@ def _gallery(results: Results) -> Iterator[tuple[str, Table]]:
         for card in wall.cards:
             for answer in card.answers:
                 picture = _picture(answer.picture or card.picture)
-                words = " ".join(word for word, _ in answer.words)
+                words = answer.shaded.striptags() if answer.shaded else " ".join(word for word, _ in answer.words)
                 rows.append([picture, card.prompt, card.reference, ", ".join(answer.arms), words, answer.score])
         yield wall.evaluator, (columns, rows)
 

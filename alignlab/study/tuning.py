@@ -192,12 +192,11 @@ def choose(trials: Iterable[Trial], metric: Mapping[str, str]) -> tuple[Tuning, 
     pending, notes = [], []
     for arm, settings in by_arm.items():
         states = [trial.state for tried in settings.values() for trial in tried]
-        missing = sum(each not in ("finished", "failed") for each in states)
+        missing = any(each not in ("finished", "failed") for each in states)
         scores[arm] = {label: _mean(tried, metric[arm]) for label, tried in settings.items()}
         known = {label: score for label, score in scores[arm].items() if score is not None}
         if missing:
             pending.append(arm)
-            notes.append(f"{tuned_name(arm)} is chosen when all {len(states)} of its cells of tuning are done.")
         else:
             out = [label for label in settings if label not in known]
             notes += [f"Tuning {arm}: {label} has no {metric[arm]}; it is out." for label in out]
@@ -205,6 +204,8 @@ def choose(trials: Iterable[Trial], metric: Mapping[str, str]) -> tuple[Tuning, 
             notes.append(f"{tuned_name(arm)} is left out: none of its settings has a score.")
         best = (min if lower_is_better(metric[arm]) else max)(known, key=known.__getitem__, default=None)
         chosen[arm] = None if missing else best
+    if pending:
+        notes.insert(0, f"Tuned once all cells of their tuning are done: {'; '.join(pending)}.")
     tried = {arm: _different(settings, scores[arm]) for arm, settings in by_arm.items()}
     labels = {arm: tuple(settings) for arm, settings in by_arm.items()}
     metrics = {arm: metric[arm] for arm in by_arm}

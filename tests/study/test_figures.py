@@ -42,8 +42,15 @@ def test_a_drawing_may_be_shown_again_once_it_is_written(tmp_path):
 def test_a_written_picture_is_on_white(tmp_path):
     write([drawing()], tmp_path)
     with Image.open(tmp_path / "effects-m.png") as image:
-        assert image.size == (400, 200) and image.convert("RGBA").getpixel((0, 0)) == (255, 255, 255, 255)
+        assert image.convert("RGBA").getpixel((0, 0)) == (255, 255, 255, 255)
     assert CARD in (tmp_path / "effects-m.svg").read_text()
+
+
+def test_a_file_says_what_it_shows_and_the_page_leaves_it_to_a_heading(tmp_path):
+    drawn = drawing(label="own words")
+    write([drawn], tmp_path)
+    assert ">own words</text>" in (tmp_path / "effects-m.svg").read_text()
+    assert ">own words</text>" not in svg_for_page(drawn)
 
 
 def test_the_same_drawing_is_the_same_bytes(tmp_path):

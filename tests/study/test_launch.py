@@ -184,3 +184,10 @@ def _holds(condition, *, seconds: float) -> bool:
             return False
         time.sleep(0.1)
     return True
+
+
+def test_what_a_launch_leaves_is_not_tried_and_the_rest_is(tmp_path):
+    study = study_of(tmp_path / "study", "finish", "raise", "finish")
+    left = study.cells[1].directory
+    assert launch(study, jobs=2, work=act, leave={left}) == []
+    assert [cell.state for cell in study.cells] == ["finished", "new", "finished"]

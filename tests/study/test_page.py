@@ -15,6 +15,7 @@ from alignlab.study.evidence import evidence_sheet, expected, tuning_sheet
 from alignlab.study.markdown import markdown
 from alignlab.study.page import html, rows
 from alignlab.study.payoff import OPERATIONS, SECONDS, payoffs
+from alignlab.study.plots import color_index
 from alignlab.study.report import report
 from alignlab.study.results import Results
 from alignlab.study.scatter import payoff_plot
@@ -141,11 +142,37 @@ def test_tuned_arms_stand_beside_their_defaults(tmp_path):
     values = {"MLE": {METRIC: VALUES["MLE"]}, "MLE, tuned": {METRIC: VALUES["own"]}}
     results = write_study(tmp_path, values, tuned={"MLE, tuned": "MLE"})
     (row,) = tuning_sheet(results).rows
-    assert [item.text for item in row[:2]] == [METRIC, "MLE"]
-    # Differences 0.10, 0.11, 0.09, 0.11, 0.09: mean 0.1.
-    assert row[2].text.startswith("0.520 ±") and row[3].text.startswith("0.620 ±") and row[4].text.startswith("+0.100")
+    assert [item.text for item in row] == ["MLE", "", "0.520 → 0.620"] and row[2].tone == "right"
     assert '<h2 id="tuned">Default and tuned</h2>' in html(results)
+    assert "<summary>1 tuned arm</summary>" in html(results)
     assert tuning_sheet(study(tmp_path / "none")) is None and 'id="tuned"' not in html(study(tmp_path / "other"))
+
+
+def test_a_tuned_arm_is_a_square_in_its_arms_colour_without_a_name_of_its_own(tmp_path):
+    arms = ("MLE", "own", "MLE, tuned", "own, tuned")
+    tuned = {"MLE, tuned": "MLE", "own, tuned": "own"}
+    results = write_study(tmp_path, {arm: {METRIC: [0.4, 0.5, 0.6]} for arm in arms}, tuned=tuned)
+    for place, arm in enumerate(arms):
+        for cell in results.of(arm):
+            path = cell.directory / "metrics.json"
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"seconds": {"fit": 10.0 + 9 * place}}))
+    results = Results.read(tmp_path)
+    assert [color_index(results, arm) for arm in arms] == [0, 1, 0, 1]
+    (axes,) = payoff_plot(results, payoffs(results, METRIC)).figure.axes
+    assert [line.get_marker() for line in axes.lines if line.get_marker() in ("D", "s")] == ["D", "s", "s"]
+    assert [text.get_text() for text in axes.texts] == ["MLE (baseline)", "own"]
+    assert "A square is the tuned arm of its colour." in html(results)
+
+
+def test_names_of_tuned_arms_are_not_cut_in_the_plot_of_effects(tmp_path):
+    arms = ("MLE", "UniME, both stages", "UniME, both stages, tuned")
+    values = {arm: {METRIC: [0.4, 0.5, 0.6 + place / 9]} for place, arm in enumerate(arms)}
+    results = write_study(tmp_path, values, tuned={arms[2]: arms[1]})
+    plot = draw(results, rows(results, results.metrics)).effects[METRIC]
+    names = plot.figure.axes[0].get_yticklabels()
+    assert [name.get_text() for name in names] == list(arms[1:])
+    plot.figure.draw_without_rendering()
+    assert all(name.get_window_extent().x0 >= 0 for name in names)
 
 
 def test_costs_are_operations_with_stages_or_else_seconds(tmp_path):

@@ -44,7 +44,7 @@ def directory(tmp_path) -> Path:
     """A study with claims, figures and a picture."""
     claims = register([Claim("own", "MLE", "m", "higher", 0.01)], [], {}, {})
     values = {"MLE": {"m": (0.1, 0.2, 0.3)}, "own": {"m": (0.2, 0.31, 0.42)}}
-    folder = write_study(tmp_path / "mine", values, claims=claims).directory
+    folder = write_study(tmp_path / "mine", values, claims=claims, trials=[]).directory
     for arm in values:
         place = folder / "cells" / arm / f"{arm}0"
         Image.new("RGB", (8, 8), "red").save(place / "pictures" / "p.png")
@@ -85,6 +85,8 @@ def test_the_summary_run_holds_the_study_and_is_updated_once_something_changes(d
     (run,) = (record.run for record in records if record.WhichOneof("record_type") == "run")
     assert (run.project, run.run_group, run.job_type, run.display_name) == ("lab", "mine", "study", "mine")
     assert list(run.tags) == ["ours"]  # those of the cell alone are not the study's
+    settings = {item.key for item in run.config.update}
+    assert "arms" in settings and not settings & {"cells", "trials"}  # hundreds of configs, which the artifact has
     (artifact,) = (record.artifact for record in records if record.artifact.type == "report")
     inside = {entry.path for entry in artifact.manifest.contents}
     assert inside >= {"report.html", "report.md", "study.json", "figures/effects-m.png", "tables/scores.tex"}

@@ -72,7 +72,7 @@ def test_every_arm_tries_its_own_config_and_the_settings_on_validation_data(load
     assert [cell.differs for cell in study.trials] == [
         *differs, *({"objective": "InfoNCE", **each} for each in differs)
     ]  # fmt: skip
-    assert "MLE, tuned is chosen when all 3 of its cells of tuning are done." in study.notes
+    assert "Tuned once all cells of their tuning are done: MLE; InfoNCE." in study.notes
 
 
 def test_the_best_on_validation_data_becomes_an_arm_over_all_seeds(load):
