@@ -122,7 +122,8 @@ class Study:
     def _known(self) -> tuple[dict[str, int], dict[str, int]]:
         """By arm, finished cells from which its results may be known, and those of them that are planned no longer."""
         planned = {arm: {cell.directory for cell in self.cells if cell.arm == arm} for arm in self.arms}
-        old = {arm: {file.parent for file in self._folder(arm).glob(f"*/{METRICS}")} for arm in self.arms}
+        tried = {cell.directory for cell in self.trials}  # of an arm's folder, too, but judged on validation data
+        old = {arm: {file.parent for file in self._folder(arm).glob(f"*/{METRICS}")} - tried for arm in self.arms}
         known = {arm: old[arm] | {place for place in planned[arm] if (place / METRICS).is_file()} for arm in self.arms}
         for arm in () if self.tuning is None else self.tuning.settings:  # its results tell much of it when tuned
             known[tuned_name(arm)] = known.get(tuned_name(arm), set()) | known[arm]

@@ -97,6 +97,10 @@ def test_the_best_on_validation_data_becomes_an_arm_over_all_seeds(load):
     assert results.tuning.tried == {"MLE": 3, "InfoNCE": 3}
     assert results.tuning.scores["MLE"] == {"default": 0.5, "lr 0.001": 0.9, "lr 0.004": 0.5}
     assert [cell.finished for cell in results.trials] == [True] * 6
+    claim = "claims: [{arm: InfoNCE, metric: caption/exact, direction: higher, smallest: 0.1}]\n"
+    load(ARMS + TUNE + claim).save("alignlab")
+    (registered,) = Results.read(study.directory).claims
+    assert (registered.seen, registered.dropped) == (0, 0)  # cells of tuning show nothing of the test data
 
 
 def test_less_is_better_where_the_metric_says_so_and_equal_settings_leave_the_own_config(load):
