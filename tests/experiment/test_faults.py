@@ -31,7 +31,7 @@ from safetensors.torch import load_file
 from alignlab import InputError
 from alignlab.cli import main
 from alignlab.experiment import record
-from alignlab.experiment.config import resolve
+from alignlab.experiment.config import _parsed_text, resolve
 from alignlab.experiment.run import run
 from alignlab.objectives import MLE
 
@@ -87,9 +87,15 @@ class Slow(MLE):
 
 @pytest.fixture(scope="module")
 def objective():
-    """Puts another class in the place of MLE."""
+    """Puts another class in the place of MLE, also where one was read from the same config before."""
     with pytest.MonkeyPatch.context() as patch:
-        yield lambda made: patch.setattr("alignlab.objectives.MLE", made)
+
+        def replaced(made):
+            patch.setattr("alignlab.objectives.MLE", made)
+            _parsed_text.cache_clear()
+
+        yield replaced
+    _parsed_text.cache_clear()
 
 
 @pytest.fixture(autouse=True)
